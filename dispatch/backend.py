@@ -1,0 +1,106 @@
+"""The role of a backend, and the tensors that pass between dispatch and it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from portattn.dispatch.capability import Capability
+from portattn.dispatch.device import Device
+from portattn.dispatch.problem import AttentionProblem
+
+Config = Mapping[str, int]
+
+
+@dataclass(slots=True)
+class AttentionTensors:
+    """The tensors of one call, already validated.
+
+    dense   q [B, Sq, H, D], k [B, Sk, Hkv, D], v [B, Sk, Hkv, Dv]
+    varlen  q [Tq, H, D], k [Tk, Hkv, D], v [Tk, Hkv, Dv]; cu_seqlens_q, cu_seqlens_k [B + 1] int32.
+            With block_table, k and v are pages and cu_seqlens_k still gives the key counts.
+    cache   q [B, Sq, H, D]; k [Bc, S, Hkv, D], v [Bc, S, Hkv, Dv], or pages [P, page, Hkv, D(v)]
+            with block_table [B, pages] int32. Sequence b uses keys leftpad_k[b] .. seqused_k[b] of
+            row cache_batch_idx[b] (of row b where that is None); queries sit at the end.
+    bias    float, 4-D, broadcastable to [B, H, Sq, Sk] (longest lengths where they differ), added
+            to the scores; an entry of -inf masks its key.
+    mask    bool, same shape rule, True takes part.
+    alibi_slopes [H] or [B, H] float32; sinks [H]; rng_state [2] int64: Philox seed and offset.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None = None
+    mask: Tensor | None = None
+    alibi_slopes: Tensor | None = None
+    sinks: Tensor | None = None
+    cu_seqlens_q: Tensor | None = None
+    cu_seqlens_k: Tensor | None = None
+    seqused_k: Tensor | None = None
+    block_table: Tensor | None = None
+    cache_batch_idx: Tensor | None = None
+    leftpad_k: Tensor | None = None
+    rng_state: Tensor | None = None
+
+
+class Gradients(NamedTuple):
+    """dq, dk, dv in the inputs' dtypes; dbias and dsinks where they were asked for."""
+
+    dq: Tensor
+    dk: Tensor
+    dv: Tensor
+    dbias: Tensor | None = None
+    dsinks: Tensor | None = None
+
+
+class Backend(Protocol):
+    """One family of kernels. Its methods are only called for problems it gave no reasons against.
+
+    forward and decode return out, in q's dtype and layout with head_dim_v columns, and lse:
+    float32 (float64 for float64 inputs), natural logarithm, sinks included, [B, H, Sq] or, for
+    varlen, [H, Tq].
+    """
+
+    name: str
+    capability: Capability
+
+    def reasons_against(self, problem: AttentionProblem, device: Device) -> list[str]:
+        """Why this problem can't run on this device; empty when it can."""
+        ...
+
+    def describe(self, problem: AttentionProblem, device: Device) -> str:
+        """What will run, in a few words: the kernel's name within the backend."""
+        ...
+
+    def probe(self, device: Device) -> None:
+        """Run a tiny problem on the device; raise with the cause if it can't."""
+        ...
+
+    def forward(
+        self, tensors: AttentionTensors, problem: AttentionProblem, config: Config
+    ) -> tuple[Tensor, Tensor]:
+        """Attention over dense or varlen layouts: (out, lse)."""
+        ...
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+        out: Tensor,
+        lse: Tensor,
+        tensors: AttentionTensors,
+        problem: AttentionProblem,
+        config: Config,
+    ) -> Gradients:
+        """Gradients of (out, lse) given those results; problem.operation is "backward"."""
+        ...
+
+    def decode(
+        self, tensors: AttentionTensors, problem: AttentionProblem, config: Config
+    ) -> tuple[Tensor, Tensor]:
+        """Attention of the newest queries over a KV cache: (out, lse)."""
+        ...

@@ -1,0 +1,197 @@
+"""From candidates to a Decision: who runs a problem, with which configuration, and why."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from portattn.dispatch import registry
+from portattn.dispatch.backend import Backend
+from portattn.dispatch.capability import Rejection
+from portattn.dispatch.device import Device
+from portattn.dispatch.problem import AttentionProblem
+from portattn.errors import BackendUnavailableError, NoBackendError
+
+if TYPE_CHECKING:
+    from portattn.dispatch.cost import Estimate
+    from portattn.dispatch.profile import HardwareProfile
+
+log = logging.getLogger("portattn")
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What runs a problem and why; `explain` shows it whole.
+
+    `candidates` are the backends that can run it, in the order they were preferred; the first is
+    the chosen one. `estimate` is modelled from the profile's roofline, `measured_us` comes from the
+    profile's measurements of this problem class where there are any. Compared by identity: one
+    problem key has one Decision.
+    """
+
+    problem: AttentionProblem
+    device: Device
+    profile: str
+    backend: str
+    detail: str
+    config: Mapping[str, int]
+    config_source: str
+    estimate: Estimate | None
+    measured_us: float | None
+    candidates: tuple[str, ...]
+    rejected: tuple[Rejection, ...]
+    forced: bool
+    runner: Backend = field(repr=False)
+
+
+def environment() -> tuple[str | None, str | None]:
+    """The environment variables that decisions depend on, as they are now."""
+    return os.environ.get("PORTATTN_BACKEND"), os.environ.get("PORTATTN_PROFILE")
+
+
+def forced_backend(argument: str | None) -> str | None:
+    """The backend that must run: the argument, else PORTATTN_BACKEND, else None."""
+    return argument or os.environ.get("PORTATTN_BACKEND") or None
+
+
+def select(
+    problem: AttentionProblem,
+    device: Device,
+    profile: HardwareProfile | None = None,
+    backend: str | None = None,
+) -> Decision:
+    """Choose a backend for a problem on a device.
+
+    Without `profile` the device's own is used, and the chosen backend is probed once per process.
+    With one, nothing runs: the decision is what that hardware would take.
+    Raises NoBackendError with every candidate's reasons; for a forced backend, with its reasons.
+    """
+    from portattn.dispatch import profile as profiles
+
+    live = profile is None
+    used = profiles.for_device(device) if profile is None else profile
+    backend = forced_backend(backend)
+    names = (backend,) if backend else used.preference_for(problem.operation)
+    candidates: list[tuple[str, Backend]] = []
+    rejected: list[Rejection] = []
+    for name in names:
+        reasons, runner = _reasons(name, problem, device, live, probe=not candidates)
+        if reasons:
+            rejected.append(Rejection(name, tuple(reasons)))
+        elif runner is not None:
+            candidates.append((name, runner))
+    if not candidates:
+        raise NoBackendError(problem, device, rejected)
+    candidates = _fastest_first(candidates, problem, used)
+    chosen, runner = candidates[0]
+    if live and not backend:
+        _announce(chosen, rejected)
+    match = profiles.rule(used, f"{chosen}.{problem.operation}", problem)
+    return Decision(
+        problem=problem,
+        device=device,
+        profile=used.name,
+        backend=chosen,
+        detail=runner.describe(problem, device),
+        config=match.config,
+        config_source=match.source,
+        estimate=_estimate(problem, used),
+        measured_us=profiles.measured_us(used, chosen, problem),
+        candidates=tuple(name for name, _ in candidates),
+        rejected=tuple(rejected),
+        forced=backend is not None,
+        runner=runner,
+    )
+
+
+def _reasons(
+    name: str, problem: AttentionProblem, device: Device, live: bool, probe: bool
+) -> tuple[list[str], Backend | None]:
+    """Why a backend can't run the problem here; its probe runs last and only when needed."""
+    try:
+        runner = registry.load(name)
+    except BackendUnavailableError as error:
+        return [error.cause], None
+    reasons = runner.reasons_against(problem, device)
+    if not reasons and live and probe:
+        cause = probe_failure(name, device)
+        if cause is not None:
+            reasons = [f"its probe failed: {cause}"]
+    return reasons, runner
+
+
+_PROBED: dict[tuple[str, Device], str | None] = {}
+
+
+def probe_failure(name: str, device: Device) -> str | None:
+    """Run a backend's probe, once per process and device; the cause if it failed, else None."""
+    key = (name, device)
+    if key not in _PROBED:
+        try:
+            registry.load(name).probe(device)
+            _PROBED[key] = None
+        except Exception as error:  # whatever a probe meets is the reason that explain() shows
+            _PROBED[key] = f"{type(error).__name__}: {error}"
+            log.warning("%s can't be used on %s: %s", name, device, _PROBED[key])
+    return _PROBED[key]
+
+
+def _fastest_first(
+    candidates: list[tuple[str, Backend]], problem: AttentionProblem, profile: HardwareProfile
+) -> list[tuple[str, Backend]]:
+    """Measured times win over the profile's order; a candidate without one keeps its place."""
+    from portattn.dispatch import profile as profiles
+
+    times = {name: profiles.measured_us(profile, name, problem) for name, _ in candidates}
+    if any(time is None for time in times.values()):
+        return candidates
+    return sorted(candidates, key=lambda candidate: times[candidate[0]] or 0.0)
+
+
+def _estimate(problem: AttentionProblem, profile: HardwareProfile) -> Estimate | None:
+    from portattn.dispatch.cost import estimate
+
+    return estimate(problem, profile)
+
+
+_ANNOUNCED: set[tuple[str, tuple[Rejection, ...]]] = set()
+
+
+def _announce(chosen: str, rejected: list[Rejection]) -> None:
+    """Say once in the log that a preferred backend was passed over, and why."""
+    if not rejected:
+        return
+    key = (chosen, tuple(rejected))
+    if key in _ANNOUNCED:
+        return
+    if len(_ANNOUNCED) < _CACHE_LIMIT:
+        _ANNOUNCED.add(key)
+    level = logging.WARNING if chosen == "reference" else logging.INFO
+    why = "; ".join(f"{item.backend}: {', '.join(item.reasons)}" for item in rejected)
+    log.log(level, "%s runs this problem instead of %s", chosen, why)
+
+
+_CACHE: dict[Hashable, Decision] = {}
+_CACHE_LIMIT = 4096
+
+
+def cached(key: Hashable, decide: Callable[[], Decision]) -> Decision:
+    """The decision for a key, made by `decide` the first time; bounded, oldest keys go first."""
+    decision = _CACHE.get(key)
+    if decision is None:
+        decision = decide()
+        if len(_CACHE) >= _CACHE_LIMIT:
+            for old in list(_CACHE)[: _CACHE_LIMIT // 2]:
+                _CACHE.pop(old, None)
+        _CACHE[key] = decision
+    return decision
+
+
+def forget() -> None:
+    """Drop every cached decision and probe result, as after a change of profile or device."""
+    _CACHE.clear()
+    _PROBED.clear()
+    _ANNOUNCED.clear()

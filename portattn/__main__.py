@@ -1,0 +1,5 @@
+"""`python -m portattn` is the `portattn` command."""
+
+from portattn.cli import main
+
+main()

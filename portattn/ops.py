@@ -1,0 +1,243 @@
+"""The torch.library operators behind the API, and the short way round them in plain eager calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from portattn import arguments, extents
+from portattn.arguments import Options
+from portattn.dispatch import device as devices
+from portattn.dispatch import select
+from portattn.dispatch.backend import AttentionTensors
+from portattn.dispatch.problem import Operation
+from portattn.dispatch.select import Decision
+
+_TENSORS = (
+    "Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? mask, Tensor? alibi_slopes, "
+    "Tensor? sinks, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seqused_k, "
+    "Tensor? block_table, Tensor? cache_batch_idx, Tensor? leftpad_k, Tensor? rng_state"
+)
+_OPTIONS = (
+    "float softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap, "
+    "float dropout_p, bool deterministic, SymInt max_seqlen_q, SymInt max_seqlen_k, str? backend"
+)
+_TENSOR_COUNT = 14
+
+torch.library.define(
+    "portattn::attention_forward", f"({_TENSORS}, {_OPTIONS}) -> (Tensor out, Tensor lse)"
+)
+torch.library.define(
+    "portattn::attention_backward",
+    "(Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse, bool bias_grad, bool sinks_grad, "
+    f"{_TENSORS}, {_OPTIONS}) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias, Tensor dsinks)",
+)
+
+# Called with every decision that is about to run; explain.record() adds to it.
+observers: list[Callable[[Decision], None]] = []
+
+
+def forward(tensors: AttentionTensors, options: Options) -> tuple[Tensor, Tensor]:
+    """(out, lse) of validated or unvalidated arguments, differentiable where the layout allows."""
+    if _needs_dispatcher(tensors):
+        out, lse = torch.ops.portattn.attention_forward(*_flat(tensors, options))
+        return out, lse
+    return _run_forward(tensors, options)
+
+
+def decide(
+    operation: Operation,
+    tensors: AttentionTensors,
+    options: Options,
+    *,
+    bias_grad: bool = False,
+    lse_grad: bool = False,
+) -> Decision:
+    """Validate, describe and decide; after the first call of a problem key, one dict lookup."""
+    key = (operation, bias_grad, lse_grad, options, select.environment(), *_key(tensors))
+
+    def first_time() -> Decision:
+        problem = arguments.describe(
+            operation, tensors, options, bias_grad=bias_grad, lse_grad=lse_grad
+        )
+        return select.select(problem, devices.of(tensors.q.device), backend=options.backend)
+
+    return select.cached(key, first_time)
+
+
+def _key(tensors: AttentionTensors) -> tuple[Any, ...]:
+    q, k, v = tensors.q, tensors.k, tensors.v
+    key: tuple[Any, ...] = (
+        q.shape,
+        q.stride(),
+        q.dtype,
+        q.device,
+        k.shape,
+        k.stride(),
+        k.dtype,
+        k.device,
+        v.shape,
+        v.stride(),
+        v.dtype,
+        v.device,
+    )
+    for name in _OPTIONAL:
+        tensor = getattr(tensors, name)
+        if tensor is not None:
+            key += (name, tensor.shape, tensor.dtype, tensor.device)
+    return key
+
+
+_OPTIONAL = tuple(AttentionTensors.__dataclass_fields__)[3:]
+
+
+def _needs_dispatcher(tensors: AttentionTensors) -> bool:
+    """Whether autograd, tracing or a tensor subclass must see the call as an operator."""
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return True
+    q, k, v = tensors.q, tensors.k, tensors.v
+    if not (type(q) is type(k) is type(v) is Tensor):
+        return True
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    if not torch.is_grad_enabled():
+        return False
+    return any(
+        tensor is not None and tensor.requires_grad
+        for tensor in (q, k, v, tensors.bias, tensors.sinks)
+    )
+
+
+def _run_forward(tensors: AttentionTensors, options: Options) -> tuple[Tensor, Tensor]:
+    operation: Operation = "forward" if tensors.seqused_k is None else "decode"
+    decision = decide(operation, tensors, options)
+    extents.check_extents(tensors, options)
+    for observe in observers:
+        observe(decision)
+    run = decision.runner.forward if operation == "forward" else decision.runner.decode
+    return run(tensors, decision.problem, decision.config)
+
+
+def _flat(tensors: AttentionTensors, options: Options) -> tuple[Any, ...]:
+    given = (getattr(tensors, name) for name in AttentionTensors.__dataclass_fields__)
+    return (*given, *_flat_options(options))
+
+
+def _flat_options(options: Options) -> tuple[Any, ...]:
+    scale, causal, (left, right), *rest = options
+    return (scale, causal, left, right, *rest)
+
+
+def _unflat(flat: tuple[Any, ...]) -> tuple[AttentionTensors, Options]:
+    scale, causal, left, right, *rest = flat[_TENSOR_COUNT:]
+    return AttentionTensors(*flat[:_TENSOR_COUNT]), Options(scale, causal, (left, right), *rest)
+
+
+@torch.library.impl("portattn::attention_forward", "CompositeExplicitAutograd")
+def _forward_impl(*flat: Any) -> tuple[Tensor, Tensor]:
+    out, lse = _run_forward(*_unflat(flat))
+    return out.contiguous(), lse.contiguous()
+
+
+@torch.library.register_fake("portattn::attention_forward")
+def _forward_fake(*flat: Any) -> tuple[Tensor, Tensor]:
+    tensors, _ = _unflat(flat)
+    q, v = tensors.q, tensors.v
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    if q.dim() == 3:
+        lse_shape = (q.shape[1], q.shape[0])
+    else:
+        lse_shape = (q.shape[0], q.shape[2], q.shape[1])
+    out = q.new_empty((*q.shape[:-1], v.shape[-1]))
+    return out, q.new_empty(lse_shape, dtype=dtype)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output, *inputs[:_TENSOR_COUNT])
+    ctx.options = inputs[_TENSOR_COUNT:]
+
+
+def _autograd_backward(
+    ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    out, lse, *saved = ctx.saved_tensors
+    if grad_out is None:
+        grad_out = torch.zeros_like(out)
+    tensors = AttentionTensors(*saved)
+    bias_grad = tensors.bias is not None and ctx.needs_input_grad[3]
+    sinks_grad = tensors.sinks is not None and ctx.needs_input_grad[6]
+    dq, dk, dv, dbias, dsinks = torch.ops.portattn.attention_backward(
+        grad_out, grad_lse, out, lse, bias_grad, sinks_grad, *saved, *ctx.options
+    )
+    grads: list[Tensor | None] = [None] * (len(saved) + len(ctx.options))
+    grads[:3] = [dq, dk, dv]
+    grads[3] = dbias if bias_grad else None
+    grads[6] = dsinks if sinks_grad else None
+    return tuple(grads)
+
+
+torch.library.register_autograd(
+    "portattn::attention_forward", _autograd_backward, setup_context=_setup_context
+)
+
+
+@torch.library.impl("portattn::attention_backward", "CompositeExplicitAutograd")
+def _backward_impl(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    bias_grad: bool,
+    sinks_grad: bool,
+    *flat: Any,
+) -> tuple[Tensor, ...]:
+    tensors, options = _unflat(flat)
+    decision = decide(
+        "backward", tensors, options, bias_grad=bias_grad, lse_grad=grad_lse is not None
+    )
+    for observe in observers:
+        observe(decision)
+    grads = decision.runner.backward(
+        grad_out, grad_lse, out, lse, tensors, decision.problem, decision.config
+    )
+    empty = tensors.q.new_empty(0)
+    return (
+        grads.dq.contiguous(),
+        grads.dk.contiguous(),
+        grads.dv.contiguous(),
+        grads.dbias.contiguous() if bias_grad and grads.dbias is not None else empty,
+        grads.dsinks if sinks_grad and grads.dsinks is not None else empty.clone(),
+    )
+
+
+@torch.library.register_fake("portattn::attention_backward")
+def _backward_fake(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    bias_grad: bool,
+    sinks_grad: bool,
+    *flat: Any,
+) -> tuple[Tensor, ...]:
+    tensors, _ = _unflat(flat)
+    dense = [t.new_empty(t.shape) for t in (tensors.q, tensors.k, tensors.v)]
+    for wanted, tensor in ((bias_grad, tensors.bias), (sinks_grad, tensors.sinks)):
+        shape_of = tensor if wanted and tensor is not None else None
+        dense.append(tensors.q.new_empty(0) if shape_of is None else shape_of.new_empty(shape_of.shape))
+    return tuple(dense)
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor | None) -> Any:
+    raise RuntimeError(
+        "portattn has no second derivative of attention; "
+        "compute this part with torch's math attention to differentiate twice"
+    )
+
+
+torch.library.register_autograd("portattn::attention_backward", _no_second_derivative)

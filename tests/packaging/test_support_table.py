@@ -1,0 +1,15 @@
+"""What the documentation says runs where is what the backends declare."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_support_tables_are_up_to_date() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "support_table.py"), "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
