@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections import Counter
 from typing import Annotated, Any
@@ -96,8 +97,7 @@ def _load(
     model: str | None, device: str | None, dtype: str, attn: str, progress: bool
 ) -> tuple[Any, Any]:
     try:
-        from transformers.utils import logging
-
+        logging: Any = importlib.import_module("transformers.utils.logging")
         from portattn.integrations import models
         from portattn.integrations import transformers as integration
 

@@ -17,6 +17,8 @@ from portattn.cli.bench.measure import interleave, summarise
 from portattn.cli.bench.peers import Portattn, TorchSdpa
 from portattn.cli.bench.report import document, tables
 from portattn.cli.bench.run import run_case
+from portattn.dispatch.capability import Rejection
+from portattn.errors import NoBackendError
 
 CPU = torch.device("cpu")
 SMALL = ["--device", "cpu", "--seqlen", "32,80", "--head-dim", "16", "--rounds", "2"]
@@ -59,10 +61,14 @@ def test_a_peer_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> N
     assert document([result], {"date": "today"})["date"] == "today"
 
 
-def test_a_refusal_of_portattn_fails_the_command(run: Any) -> None:
-    done = run("bench", *SMALL, "--backend", "reference", "--head-dim", "5000")
+def test_a_refusal_of_portattn_fails_the_command(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Portattn, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+        raise NoBackendError("this", "that", [Rejection("cpu", ("the reason",))])
+
+    monkeypatch.setattr(Portattn, "attend", refuse)
+    done = run("bench", *SMALL)
     assert done.exit_code == 1
-    assert "head_dim 5000" in " ".join(done.stdout.split())
+    assert "the reason" in done.stdout
 
 
 @pytest.mark.parametrize("operation", ["forward", "backward", "decode"])

@@ -27,9 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
     )
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="<unk>", eos_token="</s>"
-    ).save_pretrained(path)
+    fast: Any = PreTrainedTokenizerFast  # transformers leaves it untyped
+    fast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>").save_pretrained(path)
     config = LlamaConfig(
         vocab_size=len(WORDS),
         hidden_size=32,
