@@ -69,6 +69,7 @@ def select(
     With one, nothing runs: the decision is what that hardware would take.
     Raises NoBackendError with every candidate's reasons; for a forced backend, with its reasons.
     """
+    from portattn.dispatch import cost
     from portattn.dispatch import profile as profiles
 
     live = profile is None
@@ -98,7 +99,7 @@ def select(
         detail=runner.describe(problem, device),
         config=match.config,
         config_source=match.source,
-        estimate=_estimate(problem, used),
+        estimate=cost.estimate(problem, used, device.cores),
         measured_us=profiles.measured_us(used, chosen, problem),
         candidates=tuple(name for name, _ in candidates),
         rejected=tuple(rejected),
@@ -149,12 +150,6 @@ def _fastest_first(
     if any(time is None for time in times.values()):
         return candidates
     return sorted(candidates, key=lambda candidate: times[candidate[0]] or 0.0)
-
-
-def _estimate(problem: AttentionProblem, profile: HardwareProfile) -> Estimate | None:
-    from portattn.dispatch.cost import estimate
-
-    return estimate(problem, profile)
 
 
 _ANNOUNCED: set[tuple[str, tuple[Rejection, ...]]] = set()

@@ -8,6 +8,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -121,16 +122,26 @@ def shipped_profiles() -> Iterator[Finding]:
 def own_profiles() -> Iterator[Finding]:
     """PORTATTN_PROFILE and the overlays in the user's configuration folder."""
     chosen = os.environ.get("PORTATTN_PROFILE")
-    overlays = sorted(Path(platformdirs.user_config_dir("portattn")).rglob("*.y*ml"))
+    folder = profiles.overlay_path("any").parent
+    overlays = sorted(folder.iterdir()) if folder.is_dir() else []
     if not chosen and not overlays:
         yield Finding("ok", "profiles of your own", "none")
-    for name in ([chosen] if chosen else []) + [str(file) for file in overlays]:
-        try:
-            profiles.resolve(name)
-        except ProfileError as error:
-            yield Finding("fail", "profile of your own", str(error), "correct or remove it")
-        else:
-            yield Finding("ok", "profile of your own", name)
+    if chosen:
+        yield _profile_finding(chosen, partial(profiles.resolve, chosen))
+    for file in overlays:
+        yield _profile_finding(str(file), partial(_overlaid, file))
+
+
+def _overlaid(file: Path) -> object:
+    return profiles.overlay(profiles.resolve(file.stem), file)
+
+
+def _profile_finding(name: str, load: Callable[[], object]) -> Finding:
+    try:
+        load()
+    except ProfileError as error:
+        return Finding("fail", "profile of your own", str(error), "correct or remove it")
+    return Finding("ok", "profile of your own", name)
 
 
 def cache_folder() -> Iterator[Finding]:

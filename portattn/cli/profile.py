@@ -9,6 +9,7 @@ import typer
 
 from portattn.cli.output import JsonFlag, print_json, print_table, print_text
 from portattn.dispatch import profile as profiles
+from portattn.dispatch import profile_yaml
 
 profile = typer.Typer(help="Hardware profiles: list, show, check.", no_args_is_help=True)
 
@@ -41,6 +42,11 @@ def path(name: Name) -> None:
 def validate(
     file: Annotated[Path, typer.Argument(help="A profile or overlay of your own.", exists=True)],
 ) -> None:
-    """Check a profile's file; the error names the line, the key and what is legal."""
-    checked = profiles.resolve(str(file.resolve()))
-    print_text(f"{file}: ok, profile {checked.name}")
+    """Check a profile, or an overlay of a shipped one; errors name line, key and what is legal."""
+    values = profile_yaml.read(file).values
+    # Only a whole profile says which devices it is for.
+    if isinstance(values, dict) and "match" not in values and "name" in values:
+        changed = profiles.overlay(profiles.resolve(str(values["name"])), file)
+        print_text(f"{file}: ok, overlay of {changed.name}")
+    else:
+        print_text(f"{file}: ok, profile {profiles.load_file(file).name}")

@@ -30,6 +30,16 @@ def test_validate_accepts_a_copy_of_a_shipped_profile(run: Any, tmp_path: Path) 
     assert name in result.stdout
 
 
+def test_validate_accepts_an_overlay(run: Any, tmp_path: Path) -> None:
+    name = profiles.names()[0]
+    file = tmp_path / "overlay.yaml"
+    file.write_text(f"schema: 1\nname: {name}\ndevice: {{bandwidth_gbs: 10}}\n", encoding="utf-8")
+    file.chmod(0o600)
+    result = run("profile", "validate", str(file))
+    assert result.exit_code == 0, result.output
+    assert f"overlay of {name}" in result.stdout
+
+
 def test_validate_names_file_line_and_key(run: Any, tmp_path: Path) -> None:
     name = profiles.names()[0]
     text = Path(profiles.path(name)).read_text(encoding="utf-8").rstrip()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from portattn.attention import attention
+from portattn.attention import attention, attention_with_kvcache
+from portattn.cache import ContiguousKVCache
 from portattn.cli.bench.grid import Case, PeerLayout
 from portattn.dispatch import device as devices
+
+Step = Callable[[Tensor], Tensor]
 
 
 class Peer(Protocol):
@@ -27,6 +31,10 @@ class Peer(Protocol):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
         """Attention over tensors in `layout`; the result has that layout too."""
+        ...
+
+    def decoder(self, k: Tensor, v: Tensor) -> Step:
+        """What attends with q to a cache that holds k and v, prepared once for many steps."""
         ...
 
 
@@ -49,6 +57,17 @@ class Portattn:
         assert isinstance(out, Tensor)  # no lse was asked for
         return out
 
+    def decoder(self, k: Tensor, v: Tensor) -> Step:
+        """portattn.attention_with_kvcache over a contiguous cache."""
+        cache = ContiguousKVCache.from_tensors(k, v, _lengths(k))
+
+        def step(q: Tensor) -> Tensor:
+            out = attention_with_kvcache(q, cache, backend=self.backend)
+            assert isinstance(out, Tensor)  # no lse was asked for
+            return out
+
+        return step
+
 
 class TorchSdpa:
     """torch.nn.functional.scaled_dot_product_attention, free to choose its kernel."""
@@ -67,6 +86,10 @@ class TorchSdpa:
             q, k, v, is_causal=causal, enable_gqa=grouped
         )
 
+    def decoder(self, k: Tensor, v: Tensor) -> Step:
+        """scaled_dot_product_attention: it knows no caches."""
+        return lambda q: self.attend(q, k, v, False)
+
 
 class FlashAttention:
     """The flash-attn package."""
@@ -83,6 +106,17 @@ class FlashAttention:
         library: Any = importlib.import_module("flash_attn")
         result: Tensor = library.flash_attn_func(q, k, v, causal=causal)
         return result
+
+    def decoder(self, k: Tensor, v: Tensor) -> Step:
+        """flash_attn_with_kvcache."""
+        library: Any = importlib.import_module("flash_attn")
+        lengths = _lengths(k)
+
+        def step(q: Tensor) -> Tensor:
+            result: Tensor = library.flash_attn_with_kvcache(q, k, v, cache_seqlens=lengths)
+            return result
+
+        return step
 
 
 class Xformers:
@@ -105,8 +139,17 @@ class Xformers:
         result: Tensor = ops.memory_efficient_attention(q, k, v, attn_bias=bias)
         return result
 
+    def decoder(self, k: Tensor, v: Tensor) -> Step:
+        """memory_efficient_attention of one query."""
+        return lambda q: self.attend(q, k, v, False)
+
 
 PEERS: tuple[Peer, ...] = (TorchSdpa(), FlashAttention(), Xformers())
+
+
+def _lengths(k: Tensor) -> Tensor:
+    """A cache that is full to its last token: [B] int32."""
+    return torch.full((k.shape[0],), k.shape[1], dtype=torch.int32, device=k.device)
 
 
 def _library_reason(module: str, device: torch.device) -> str | None:

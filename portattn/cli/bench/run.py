@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from portattn.cli.bench.check import error_ratio
+from portattn.cli.bench.check import Attend, error_ratio
 from portattn.cli.bench.grid import Case, inputs, laid_out
 from portattn.cli.bench.measure import Call, Timing, interleave
 from portattn.cli.bench.peers import Peer
@@ -47,7 +47,7 @@ def run_case(case: Case, peers: Sequence[Peer], device: torch.device, rounds: in
         reason = peer.reason_against(case, device)
         if reason is None:
             try:
-                ratios[peer.name] = error_ratio(case, tensors, peer.attend, peer.layout)
+                ratios[peer.name] = error_ratio(case, tensors, _attend(case, peer), peer.layout)
             except (RuntimeError, ValueError, NotImplementedError) as error:
                 reason = str(error)
         if reason is None and not ratios[peer.name] <= 1.0:
@@ -63,10 +63,20 @@ def run_case(case: Case, peers: Sequence[Peer], device: torch.device, rounds: in
     ]
 
 
+def _attend(case: Case, peer: Peer) -> Attend:
+    """The peer's attention as it will be timed."""
+    if case.operation == "decode":
+        return lambda q, k, v, causal: peer.decoder(k, v)(q)
+    return peer.attend
+
+
 def _call(case: Case, peer: Peer, tensors: Sequence[Tensor]) -> Call:
     q, k, v = laid_out(tensors, peer.layout)
     if case.operation == "backward":
         return _backward_call(case, peer, q, k, v)
+    if case.operation == "decode":
+        step = peer.decoder(k, v)
+        return lambda: step(q)
 
     def forward() -> Tensor:
         with torch.no_grad():
