@@ -69,6 +69,7 @@ class AttentionProblem:
     page_size: int = 0
     leftpad: bool = False
     unit_stride: bool = True  # the last dimension of q, k and v is contiguous
+    full_size_mask: bool = True  # bias and mask, where given, have both Sq and Sk dimensions
     total_q: int | None = None  # query rows of all sequences, "varlen" only
     total_k: int | None = None
 

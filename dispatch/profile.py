@@ -299,14 +299,11 @@ def measured_us(profile: HardwareProfile, backend: str, problem: AttentionProble
     return None
 
 
-_DEVICE_TYPES = {"nvidia": "cuda", "amd": "cuda", "huawei": "npu"}
-
-
 def as_device(profile: HardwareProfile) -> Device:
     """The device a profile describes, for explaining hardware that isn't here."""
     match, facts = profile.match, profile.device
     family = match.family if isinstance(match.family, str) else (match.family or ["unknown"])[0]
-    kind = match.type or _DEVICE_TYPES.get(match.vendor or "", "cpu")
+    kind = match.type or "cuda"
     memory = int((facts.memory_gib or 0) * 2**30)
     return Device(
         kind, match.vendor or "generic", family, profile.name, 0, memory, facts.cores or 0
@@ -331,7 +328,8 @@ def _checked(document: Document, model: type[Any]) -> Any:
     try:
         checked = model.model_validate(document.values)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A value that fits no member of a union fails once per member: the deepest one is nearest.
+        first = max(error.errors(), key=lambda item: len(item["loc"]))
         place = tuple(part for part in first["loc"] if _is_key(part, document, first["loc"]))
         raise document.error(place, _explain(first, model)) from error
     _check_backends(checked, document)

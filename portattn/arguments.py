@@ -110,6 +110,7 @@ def describe(
         page_size=k.shape[1] if paged else 0,
         leftpad=tensors.leftpad_k is not None,
         unit_stride=all(t.stride(-1) == 1 or t.shape[-1] == 1 for t in (q, k, v)),
+        full_size_mask=_full_size(tensors, seqlen_q, seqlen_k),
         total_q=q.shape[0] if varlen else None,
         total_k=k.shape[0] if varlen and not paged else None,
     )
@@ -122,6 +123,12 @@ def as_scores_shape(name: str, tensor: Tensor | None) -> Tensor | None:
     if tensor.dim() > 4 or tensor.dim() == 0:
         raise ShapeError(name, "must have 1 to 4 dimensions", tuple(tensor.shape))
     return tensor[(None,) * (4 - tensor.dim())]
+
+
+def _full_size(tensors: AttentionTensors, seqlen_q: int, seqlen_k: int) -> bool:
+    """Whether the bias and mask, together, already hold an entry per score of a matrix."""
+    given = [t for t in (tensors.bias, tensors.mask) if t is not None]
+    return any(tuple(t.shape[2:]) == (seqlen_q, seqlen_k) for t in given) or not given
 
 
 def _check_scalars(options: Options) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from portattn.backends.common.definition import empty_result, like_inputs, zero_gradients
 from portattn.backends.common.pieces import pieces
 from portattn.backends.cpu.backward import piece_backward
 from portattn.backends.cpu.forward import piece_forward
@@ -61,11 +62,8 @@ class CpuBackend:
     def forward(
         self, tensors: AttentionTensors, problem: AttentionProblem, config: Config
     ) -> tuple[Tensor, Tensor]:
-        q, v = tensors.q, tensors.v
-        out = q.new_zeros((*q.shape[:-1], v.shape[-1]))
-        shape = (q.shape[1], q.shape[0]) if q.dim() == 3 else (q.shape[0], q.shape[2], q.shape[1])
-        lse = torch.full(shape, float("-inf"), dtype=_wide(q.dtype))
-        tile = (config.get("block_m", 256), config.get("block_n", 512))
+        out, lse = empty_result(tensors)
+        tile = (config.get("block_m", 128), config.get("block_n", 256))
         for piece in pieces(tensors, problem):
             piece_forward(
                 piece, problem, tensors.rng_state, tile, piece.queries_of(out),
@@ -85,29 +83,12 @@ class CpuBackend:
         problem: AttentionProblem,
         config: Config,
     ) -> Gradients:
-        wide = _wide(problem.dtype)
-        given = (tensors.q, tensors.k, tensors.v, tensors.bias, tensors.sinks)
-        sums = Gradients(
-            *(torch.zeros_like(t, dtype=wide) for t in given[:3]),
-            dbias=torch.zeros_like(tensors.bias, dtype=wide)
-            if tensors.bias is not None and problem.bias_grad
-            else None,
-            dsinks=None if tensors.sinks is None else torch.zeros_like(tensors.sinks, dtype=wide),
-        )
+        sums = zero_gradients(tensors, problem, lse.dtype)
         # delta = sum_j p_j dp_j - dlse, one value per row (see backward.py).
-        delta = (grad_out.to(wide) * out.to(wide)).sum(-1).transpose(-1, -2)
+        delta = (grad_out.to(lse.dtype) * out.to(lse.dtype)).sum(-1).transpose(-1, -2)
         if grad_lse is not None:
             delta = delta - grad_lse
-        tile = (config.get("block_m", 256), config.get("block_n", 256))
+        tile = (config.get("block_m", 128), config.get("block_n", 256))
         for piece in pieces(tensors, problem):
             piece_backward(piece, problem, tensors, tile, grad_out, delta, lse, sums)
-        return Gradients(
-            *(
-                None if total is None or t is None else total.to(t.dtype)
-                for total, t in zip(sums, given, strict=True)
-            )
-        )
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+        return like_inputs(sums, tensors)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from portattn.backends.reference.definition import piece_backward, piece_forward
-from portattn.backends.common.pieces import pieces
+from portattn.backends.common import definition
 from portattn.dispatch.backend import AttentionTensors, Config, Gradients
 from portattn.dispatch.capability import Capability
 from portattn.dispatch.device import Device
@@ -55,16 +54,7 @@ class ReferenceBackend:
     def forward(
         self, tensors: AttentionTensors, problem: AttentionProblem, config: Config
     ) -> tuple[Tensor, Tensor]:
-        q, v = tensors.q, tensors.v
-        out = q.new_zeros((*q.shape[:-1], v.shape[-1]))
-        shape = (q.shape[1], q.shape[0]) if q.dim() == 3 else (q.shape[0], q.shape[2], q.shape[1])
-        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-        lse = torch.full(shape, float("-inf"), dtype=dtype, device=q.device)
-        for piece in pieces(tensors, problem):
-            piece_forward(
-                piece, problem, tensors.rng_state, piece.queries_of(out), piece.row_values_of(lse)
-            )
-        return out, lse
+        return definition.forward(tensors, problem)
 
     decode = forward
 
@@ -78,15 +68,4 @@ class ReferenceBackend:
         problem: AttentionProblem,
         config: Config,
     ) -> Gradients:
-        wide = torch.float32 if tensors.q.device.type == "mps" else torch.float64
-        sums = Gradients(
-            *(torch.zeros_like(t, dtype=wide) for t in (tensors.q, tensors.k, tensors.v)),
-            dbias=None if tensors.bias is None else torch.zeros_like(tensors.bias, dtype=wide),
-            dsinks=None if tensors.sinks is None else torch.zeros_like(tensors.sinks, dtype=wide),
-        )
-        for piece in pieces(tensors, problem):
-            piece_backward(piece, problem, tensors, grad_out, grad_lse, out, lse, sums)
-        given = (tensors.q, tensors.k, tensors.v, tensors.bias, tensors.sinks)
-        return Gradients(
-            *(None if s is None or t is None else s.to(t.dtype) for s, t in zip(sums, given, strict=True))
-        )
+        return definition.backward(grad_out, grad_lse, out, lse, tensors, problem)

@@ -29,7 +29,7 @@ def list_profiles(json: JsonFlag = False) -> None:
 @profile.command()
 def show(name: Name) -> None:
     """Print a profile's file."""
-    print_text(Path(profiles.path(name)).read_text(encoding="utf-8").rstrip())
+    print_text(profiles.path(name).read_text(encoding="utf-8").rstrip())
 
 
 @profile.command()

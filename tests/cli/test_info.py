@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from portattn.dispatch import profile as profiles
 from portattn.dispatch import registry
 
 
@@ -55,7 +56,8 @@ def test_doctor_names_what_is_wrong_with_a_profile(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("schema: 1\nnonsense: true\n", encoding="utf-8")
+    shipped = profiles.path(profiles.names()[0]).read_text(encoding="utf-8").rstrip()
+    file.write_text(f"{shipped}\nnonsense: true\n", encoding="utf-8")
     monkeypatch.setenv("PORTATTN_PROFILE", str(file))
     result = run("doctor")
     assert result.exit_code == 1

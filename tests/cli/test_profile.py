@@ -24,7 +24,7 @@ def test_path_and_show_give_the_file(run: Any) -> None:
 def test_validate_accepts_a_copy_of_a_shipped_profile(run: Any, tmp_path: Path) -> None:
     name = profiles.names()[0]
     copy = tmp_path / "copy.yaml"
-    copy.write_text(Path(profiles.path(name)).read_text(encoding="utf-8"), encoding="utf-8")
+    copy.write_text(profiles.path(name).read_text(encoding="utf-8"), encoding="utf-8")
     result = run("profile", "validate", str(copy))
     assert result.exit_code == 0
     assert name in result.stdout
@@ -42,7 +42,7 @@ def test_validate_accepts_an_overlay(run: Any, tmp_path: Path) -> None:
 
 def test_validate_names_file_line_and_key(run: Any, tmp_path: Path) -> None:
     name = profiles.names()[0]
-    text = Path(profiles.path(name)).read_text(encoding="utf-8").rstrip()
+    text = profiles.path(name).read_text(encoding="utf-8").rstrip()
     broken = tmp_path / "broken.yaml"
     broken.write_text(f"{text}\nnonsense: 1\n", encoding="utf-8")
     result = run("profile", "validate", str(broken))

@@ -1,4 +1,4 @@
-"""Forward and backward of one dense piece, written as the formulas are.
+"""Attention as its definition, forward and backward, in float64 and bounded memory.
 
 Forward, for each query row, over its visible keys j and the sink z where there is one:
 
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from portattn.backends.common.philox import keep_scale
-from portattn.backends.common.pieces import Piece
+from portattn.backends.common.pieces import Piece, pieces
 from portattn.backends.common.scores import isolated_product, sum_to, tile_scores
 from portattn.dispatch.backend import AttentionTensors, Gradients
 from portattn.dispatch.problem import AttentionProblem
@@ -35,7 +35,64 @@ from portattn.dispatch.problem import AttentionProblem
 _CHUNK = 8 * 2**20
 
 
-def piece_forward(
+def forward(tensors: AttentionTensors, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
+    """out and lse of a call, shaped as the Backend protocol says."""
+    out, lse = empty_result(tensors)
+    for piece in pieces(tensors, problem):
+        _piece_forward(
+            piece, problem, tensors.rng_state, piece.queries_of(out), piece.row_values_of(lse)
+        )
+    return out, lse
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    tensors: AttentionTensors,
+    problem: AttentionProblem,
+) -> Gradients:
+    """Gradients of a call, given its results."""
+    sums = zero_gradients(tensors, problem, _wide(tensors.q[:0]).dtype)
+    for piece in pieces(tensors, problem):
+        _piece_backward(piece, problem, tensors, grad_out, grad_lse, out, lse, sums)
+    return like_inputs(sums, tensors)
+
+
+def empty_result(tensors: AttentionTensors) -> tuple[Tensor, Tensor]:
+    """out of zeros and lse of -inf: what rows without a visible key get."""
+    q = tensors.q
+    out = q.new_zeros((*q.shape[:-1], tensors.v.shape[-1]))
+    shape = (q.shape[1], q.shape[0]) if q.dim() == 3 else (q.shape[0], q.shape[2], q.shape[1])
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return out, torch.full(shape, float("-inf"), dtype=dtype, device=q.device)
+
+
+def zero_gradients(
+    tensors: AttentionTensors, problem: AttentionProblem, dtype: torch.dtype
+) -> Gradients:
+    """Sums to add to, in a wide dtype."""
+    bias, sinks = tensors.bias, tensors.sinks
+    return Gradients(
+        *(torch.zeros_like(t, dtype=dtype) for t in (tensors.q, tensors.k, tensors.v)),
+        dbias=torch.zeros_like(bias, dtype=dtype) if bias is not None and problem.bias_grad else None,
+        dsinks=None if sinks is None else torch.zeros_like(sinks, dtype=dtype),
+    )
+
+
+def like_inputs(sums: Gradients, tensors: AttentionTensors) -> Gradients:
+    """The sums in the dtypes of what they are gradients of."""
+    given = (tensors.q, tensors.k, tensors.v, tensors.bias, tensors.sinks)
+    return Gradients(
+        *(
+            None if total is None or tensor is None else total.to(tensor.dtype)
+            for total, tensor in zip(sums, given, strict=True)
+        )
+    )
+
+
+def _piece_forward(
     piece: Piece,
     problem: AttentionProblem,
     rng_state: Tensor | None,
@@ -52,7 +109,7 @@ def piece_forward(
         lse[where][..., rows.start : rows.stop] = row_lse.to(lse.dtype)
 
 
-def piece_backward(
+def _piece_backward(
     piece: Piece,
     problem: AttentionProblem,
     tensors: AttentionTensors,
