@@ -1,0 +1,1 @@
+"""portattn inside other libraries; each module imports its library when it is asked to."""

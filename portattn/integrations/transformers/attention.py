@@ -1,0 +1,238 @@
+"""The attention function that transformers calls, layer by layer, in place of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import portattn
+from portattn.errors import IntegrationError
+from portattn.integrations.transformers import arguments
+from portattn.integrations.transformers.arguments import Arguments
+from portattn.integrations.transformers.structured_mask import StructuredMask
+
+QKV = tuple[Tensor, Tensor, Tensor]
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    dropout: float = 0.0,
+    scaling: float | Tensor | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers' interface has it; called by models, not by users.
+
+    query [B, H, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]. attention_mask: what
+    `masks.attention_mask` returned, or a mask of the model's own: bool (True takes part) or float
+    (added). Returns out [B, Sq, H, Dv], contiguous, and None for the weights.
+
+    A mask says everything about which keys are seen. Without one, `is_causal` or the module's
+    attribute of that name decides, and `sliding_window`.
+
+    Raises IntegrationError for arguments that portattn can't honour.
+    """
+    paged = kwargs.pop("cache", None)
+    if paged is not None:
+        # Writes this layer's k and v, and narrows the lengths in kwargs to this layer's.
+        layer = module.layer_idx
+        key, value = paged.update(
+            key_states=key, value_states=value, layer_idx=layer, kwargs=kwargs
+        )
+    given = arguments.parse(kwargs)
+    if isinstance(scaling, Tensor):  # learned, so it needs its gradient
+        query, scaling = query * scaling, 1.0
+    qkv = _prepared(query, key, value)
+    common = {
+        "softmax_scale": scaling,
+        "softcap": given.softcap,
+        "sinks": given.sinks,
+        "dropout_p": dropout if module.training else 0.0,
+        "deterministic": given.deterministic,
+    }
+    if paged is not None:
+        # The mask that comes along writes out what the lengths say.
+        return _varlen(qkv, given, True, given.window, common), None
+    causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
+    out = _by_mask(qkv, attention_mask, bool(causal), given, common)
+    return out.contiguous(), None
+
+
+def _prepared(query: Tensor, key: Tensor, value: Tensor) -> QKV:
+    """q, k, v as [B, S, H, D] views, of one batch and, under autocast, of its dtype."""
+    device = query.device.type
+    if torch.is_autocast_enabled(device) and query.is_floating_point():
+        dtype = torch.get_autocast_dtype(device)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    batch = max(query.shape[0], key.shape[0])
+    # Learned queries come with a batch of 1.
+    q, k, v = (
+        tensor if tensor.shape[0] == batch else tensor.expand(batch, -1, -1, -1)
+        for tensor in (query, key, value)
+    )
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+def _by_mask(
+    qkv: QKV, mask: Tensor | None, causal: bool, given: Arguments, common: dict[str, Any]
+) -> Tensor:
+    q, k, _ = qkv
+    structured = isinstance(mask, StructuredMask) and not torch.compiler.is_compiling()
+    if isinstance(mask, StructuredMask) and structured and given.chosen_keys is None:
+        if given.cu_seqlens_q is None:
+            if mask.packing is not None or mask.shape[2:] == (q.shape[1], k.shape[1]):
+                return _by_structure(qkv, mask, given, common)
+        elif not mask.padded:
+            window = mask.band.left + 1 if mask.band.left >= 0 else None
+            return _varlen(qkv, given, mask.band.right == 0, window, common)
+    if mask is not None or given.chosen_keys is not None:
+        return _by_dense_mask(qkv, mask, given, common)
+    if given.cu_seqlens_q is not None:
+        return _varlen(qkv, given, causal, given.window, common)
+    return _without_mask(qkv, causal, given, common)
+
+
+def _by_structure(
+    qkv: QKV, mask: StructuredMask, given: Arguments, common: dict[str, Any]
+) -> Tensor:
+    """Only the keys that are seen, and the rule instead of a mask where it suffices."""
+    if mask.packing is not None:
+        return _packed(qkv, mask, given, common)
+    area = mask.region()
+    if area is None:
+        return _by_dense_mask(qkv, mask, given, common)
+    q, k, v = qkv
+    seen = slice(area.start, area.stop)
+    bias = given.bias
+    if bias is not None and bias.shape[-1] != 1:
+        bias = bias[..., seen]
+    out: Tensor = portattn.attention(
+        q,
+        k[:, seen],
+        v[:, seen],
+        causal=area.causal,
+        window_size=area.window,
+        bias=bias,
+        mask=mask.keys[:, None, None, seen] if mask.padded else None,
+        **common,
+    )
+    return out
+
+
+def _packed(qkv: QKV, mask: StructuredMask, given: Arguments, common: dict[str, Any]) -> Tensor:
+    """Several sequences per row: each attends within itself."""
+    assert mask.packing is not None
+    if given.bias is not None:
+        return _by_dense_mask(qkv, mask, given, common)
+    _, starts, longest = mask.packing
+    window = (mask.band.left, -1 if mask.band.right == 0 else mask.band.right)
+    q, k, v = (tensor.flatten(0, 1) for tensor in qkv)
+    out: Tensor = portattn.attention_varlen(
+        q,
+        k,
+        v,
+        starts,
+        starts,
+        longest,
+        longest,
+        causal=mask.band.right == 0,
+        window_size=window,
+        **common,
+    )
+    return out.unflatten(0, qkv[0].shape[:2])
+
+
+def _varlen(
+    qkv: QKV, given: Arguments, causal: bool, window: int | None, common: dict[str, Any]
+) -> Tensor:
+    """Sequences whose lengths the caller states."""
+    if given.bias is not None:
+        raise IntegrationError("position_bias can't be combined with cu_seq_lens_q")
+    assert given.cu_seqlens_q is not None and given.cu_seqlens_k is not None
+    q, k, v = (tensor.flatten(0, 1) for tensor in qkv)
+    out: Tensor = portattn.attention_varlen(
+        q,
+        k,
+        v,
+        given.cu_seqlens_q,
+        given.cu_seqlens_k,
+        given.max_seqlen_q,
+        given.max_seqlen_k,
+        causal=causal,
+        window_size=_window(window, causal),
+        **common,
+    )
+    return out.unflatten(0, qkv[0].shape[:2])
+
+
+def _by_dense_mask(
+    qkv: QKV, mask: Tensor | None, given: Arguments, common: dict[str, Any]
+) -> Tensor:
+    """A mask written out: bool selects, float is added. Further limits are added to it."""
+    q, k, v = qkv
+    bias, visible = given.bias, None
+    if isinstance(mask, StructuredMask) and not torch.compiler.is_compiling():
+        mask = mask.dense()
+    if mask is not None and mask.dtype == torch.bool:
+        visible = mask
+    elif mask is not None and mask.is_floating_point():
+        bias = mask if bias is None else bias + mask
+    elif mask is not None:
+        raise IntegrationError(f"attention_mask: must be bool or float, got {mask.dtype}")
+    for limit in _limits(q.shape[1], k.shape[1], given):
+        visible = limit if visible is None else visible & limit
+    out: Tensor = portattn.attention(q, k, v, bias=bias, mask=visible, **common)
+    return out
+
+
+def _limits(seqlen_q: int, seqlen_k: int, given: Arguments) -> list[Tensor]:
+    """Bool masks, broadcastable to [B, H, Sq, Sk], of what the arguments add to a mask."""
+    limits = []
+    if given.chosen_keys is not None:
+        chosen = given.chosen_keys.long()
+        # One more column takes the indices that stand for no key.
+        chosen = torch.where((chosen < 0) | (chosen > seqlen_k), seqlen_k, chosen)
+        seen = chosen.new_zeros((*chosen.shape[:2], seqlen_k + 1), dtype=torch.bool)
+        limits.append(seen.scatter(-1, chosen, True)[:, None, :, :seqlen_k])
+    if given.cu_seqlens_q is not None and given.cu_seqlens_k is not None:
+        ids = [
+            torch.searchsorted(
+                starts, torch.arange(length, device=starts.device, dtype=torch.int32), right=True
+            )
+            for starts, length in ((given.cu_seqlens_q, seqlen_q), (given.cu_seqlens_k, seqlen_k))
+        ]
+        limits.append(ids[0][None, None, :, None] == ids[1][None, None, None, :])
+    return limits
+
+
+def _without_mask(qkv: QKV, causal: bool, given: Arguments, common: dict[str, Any]) -> Tensor:
+    q, k, v = qkv
+    causal = causal and q.shape[1] > 1
+    if causal and q.shape[1] != k.shape[1]:
+        raise IntegrationError(
+            f"causal attention of {q.shape[1]} queries over {k.shape[1]} keys needs a mask: "
+            "without one it isn't known which keys the first query sees"
+        )
+    out: Tensor = portattn.attention(
+        q,
+        k,
+        v,
+        causal=causal,
+        window_size=_window(given.window, causal or q.shape[1] == 1),
+        bias=given.bias,
+        **common,
+    )
+    return out
+
+
+def _window(size: int | None, causal: bool) -> tuple[int, int]:
+    """transformers counts the token itself, portattn's window is what lies beyond it."""
+    if size is None:
+        return (-1, -1)
+    return (size - 1, -1 if causal else size - 1)
