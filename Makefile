@@ -28,8 +28,8 @@ help:
 
 demo: $(VENV)/.demo
 	HF_HUB_OFFLINE=1 $(BIN)/portattn generate "$(PROMPT)" --max-new-tokens 32
-	$(BIN)/portattn explain --operation decode --dtype float32 --seqlen-q 1 --seqlen-k 64 \
-		--heads 9 --kv-heads 3 --head-dim 64 --causal
+	@# The shape of that model's attention when it reads the prompt.
+	@$(BIN)/portattn explain --dtype float32 --seqlen 37 --heads 9 --kv-heads 3 --head-dim 64 --causal
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check .

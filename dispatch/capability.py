@@ -39,6 +39,11 @@ class Capability:
     head_dim_multiple: int = 1
     kernels: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     promises: frozenset[str] = frozenset()
+    more_promises: Mapping[str, frozenset[str]] = field(default_factory=dict)  # by device type
+
+    def promises_on(self, device_type: str) -> frozenset[str]:
+        """The guarantees on one type of device."""
+        return self.promises | self.more_promises.get(device_type, frozenset())
 
     def reasons_against(self, problem: AttentionProblem, device: Device) -> list[str]:
         """Each declared limit that the problem or device exceeds; empty when it can run."""

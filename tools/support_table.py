@@ -94,7 +94,7 @@ def _promise_rows(backends: dict[str, Capability]) -> list[tuple[str, ...]]:
 def _promise(promise: str, device: str, capability: Capability) -> str:
     if device not in capability.devices:
         return "doesn't run there"
-    if promise not in capability.promises:
+    if promise not in capability.promises_on(device):
         return "not promised"
     return "supported" if device in VERIFIED else "unverified"
 

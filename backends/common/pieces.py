@@ -125,7 +125,7 @@ def _piece(
         _scores_view(tensors.mask, batch, kv_heads, size),
         slopes,
         None if sinks is None else sinks.unflatten(0, (kv_heads, -1)),
-        heads.view(q.shape[0], kv_heads, -1),
+        heads.view(q.shape[:3]),
         query_index,
         key_index,
     )

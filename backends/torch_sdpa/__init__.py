@@ -34,6 +34,8 @@ class TorchSdpaBackend:
         ),
         max_head_dim=65536,
         promises=frozenset({"repeatable"}),
+        # Elsewhere, looking for NaN in the result would make the host wait for the device.
+        more_promises={"cpu": frozenset({"poison"})},
     )
 
     def reasons_against(self, problem: AttentionProblem, device: Device) -> list[str]:

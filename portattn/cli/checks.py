@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import platformdirs
 import torch
 
 from portattn.cli.info import state
@@ -20,6 +19,7 @@ from portattn.dispatch import device as devices
 from portattn.dispatch import profile as profiles
 from portattn.dispatch import registry
 from portattn.errors import ProfileError
+from portattn.integrations.models import cache_dir
 
 State = Literal["ok", "warn", "fail"]
 
@@ -146,7 +146,7 @@ def _profile_finding(name: str, load: Callable[[], object]) -> Finding:
 
 def cache_folder() -> Iterator[Finding]:
     """What the cache folder holds is loaded, so nobody else may write there."""
-    folder = Path(os.environ.get("PORTATTN_CACHE_DIR") or platformdirs.user_cache_dir("portattn"))
+    folder = cache_dir()
     if not folder.exists() and not folder.is_symlink():
         yield Finding("ok", "cache folder", f"{folder}, not made yet")
         return

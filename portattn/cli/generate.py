@@ -12,8 +12,9 @@ import typer
 from portattn.cli.options import DeviceOption, DtypeName, dtype_of, torch_device
 from portattn.cli.output import JsonFlag, print_json, print_table
 from portattn.dispatch.select import Decision
-from portattn.errors import IntegrationError
 from portattn.explain import record
+from portattn.integrations import models
+from portattn.integrations import transformers as integration
 
 
 class Stream:
@@ -69,7 +70,7 @@ def generate(
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the answer.")] = False,
 ) -> None:
     """Answer a prompt with a model whose attention is portattn's; show what ran."""
-    network, tokenizer = _load(model, device, dtype, attn, progress=not (json or quiet))
+    network, tokenizer = _load(model, device, dtype, attn, talk=not (json or quiet))
     stream = Stream(tokenizer, show=not json)
     with record() as counts:
         start = time.perf_counter()
@@ -94,24 +95,23 @@ def generate(
 
 
 def _load(
-    model: str | None, device: str | None, dtype: str, attn: str, progress: bool
+    model: str | None, device: str | None, dtype: str, attn: str, talk: bool
 ) -> tuple[Any, Any]:
-    try:
-        logging: Any = importlib.import_module("transformers.utils.logging")
-        from portattn.integrations import models
-        from portattn.integrations import transformers as integration
+    integration.register()
+    # Progress is told in words; bars would run into the answer.
+    logging: Any = importlib.import_module("transformers.utils.logging")
+    logging.disable_progress_bar()
+    return models.load_model(
+        model,
+        device=torch_device(device),
+        dtype=dtype_of(dtype),
+        attn_implementation=attn,
+        progress=_tell if talk else None,
+    )
 
-        if not progress:
-            logging.disable_progress_bar()
-        integration.register()
-        network, tokenizer = models.load_model(
-            model, device=torch_device(device), dtype=dtype_of(dtype), attn_implementation=attn
-        )
-    except ImportError as error:
-        raise IntegrationError(
-            f"generating needs transformers ({error}): pip install 'portattn[transformers]'"
-        ) from error
-    return network, tokenizer
+
+def _tell(message: str) -> None:
+    typer.echo(f"{message} ...", err=True)
 
 
 def _answer(network: Any, tokenizer: Any, prompt: str, max_new_tokens: int, stream: Stream) -> None:

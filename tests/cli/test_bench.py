@@ -21,7 +21,18 @@ from portattn.dispatch.capability import Rejection
 from portattn.errors import NoBackendError
 
 CPU = torch.device("cpu")
-SMALL = ["--device", "cpu", "--seqlen", "32,80", "--head-dim", "16", "--rounds", "2"]
+SMALL = [
+    "--device",
+    "cpu",
+    "--dtype",
+    "bfloat16",
+    "--seqlen",
+    "32,80",
+    "--head-dim",
+    "16",
+    "--rounds",
+    "2",
+]
 
 
 @pytest.mark.parametrize("operation", ["forward", "backward", "decode"])

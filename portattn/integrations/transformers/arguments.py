@@ -1,4 +1,4 @@
-"""What transformers' models hand to an attention function beside the tensors, all of it accounted for.
+"""What transformers' models hand to an attention function beside the tensors, all accounted for.
 
 The names were collected from every call of an attention interface, and from every call that leads
 to one, in transformers 5.23. One that is in neither table is refused: it may change the result.

@@ -67,7 +67,7 @@ def attention_forward(
 def _prepared(query: Tensor, key: Tensor, value: Tensor) -> QKV:
     """q, k, v as [B, S, H, D] views, of one batch and, under autocast, of its dtype."""
     device = query.device.type
-    if torch.is_autocast_enabled(device) and query.is_floating_point():
+    if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     batch = max(query.shape[0], key.shape[0])
@@ -112,7 +112,7 @@ def _by_structure(
     bias = given.bias
     if bias is not None and bias.shape[-1] != 1:
         bias = bias[..., seen]
-    out: Tensor = portattn.attention(
+    return _attend(
         q,
         k[:, seen],
         v[:, seen],
@@ -122,7 +122,6 @@ def _by_structure(
         mask=mask.keys[:, None, None, seen] if mask.padded else None,
         **common,
     )
-    return out
 
 
 def _packed(qkv: QKV, mask: StructuredMask, given: Arguments, common: dict[str, Any]) -> Tensor:
@@ -131,21 +130,10 @@ def _packed(qkv: QKV, mask: StructuredMask, given: Arguments, common: dict[str, 
     if given.bias is not None:
         return _by_dense_mask(qkv, mask, given, common)
     _, starts, longest = mask.packing
-    window = (mask.band.left, -1 if mask.band.right == 0 else mask.band.right)
-    q, k, v = (tensor.flatten(0, 1) for tensor in qkv)
-    out: Tensor = portattn.attention_varlen(
-        q,
-        k,
-        v,
-        starts,
-        starts,
-        longest,
-        longest,
-        causal=mask.band.right == 0,
-        window_size=window,
-        **common,
-    )
-    return out.unflatten(0, qkv[0].shape[:2])
+    causal = mask.band.right == 0
+    window = (mask.band.left, -1 if causal else mask.band.right)
+    lengths = (starts, starts, longest, longest)
+    return _attend_varlen(qkv, lengths, causal=causal, window_size=window, **common)
 
 
 def _varlen(
@@ -155,20 +143,10 @@ def _varlen(
     if given.bias is not None:
         raise IntegrationError("position_bias can't be combined with cu_seq_lens_q")
     assert given.cu_seqlens_q is not None and given.cu_seqlens_k is not None
-    q, k, v = (tensor.flatten(0, 1) for tensor in qkv)
-    out: Tensor = portattn.attention_varlen(
-        q,
-        k,
-        v,
-        given.cu_seqlens_q,
-        given.cu_seqlens_k,
-        given.max_seqlen_q,
-        given.max_seqlen_k,
-        causal=causal,
-        window_size=_window(window, causal),
-        **common,
+    lengths = (given.cu_seqlens_q, given.cu_seqlens_k, given.max_seqlen_q, given.max_seqlen_k)
+    return _attend_varlen(
+        qkv, lengths, causal=causal, window_size=_window(window, causal), **common
     )
-    return out.unflatten(0, qkv[0].shape[:2])
 
 
 def _by_dense_mask(
@@ -185,13 +163,12 @@ def _by_dense_mask(
         bias = mask if bias is None else bias + mask
     elif mask is not None:
         raise IntegrationError(f"attention_mask: must be bool or float, got {mask.dtype}")
-    for limit in _limits(q.shape[1], k.shape[1], given):
+    for limit in _limits(q.shape[0], q.shape[1], k.shape[1], given):
         visible = limit if visible is None else visible & limit
-    out: Tensor = portattn.attention(q, k, v, bias=bias, mask=visible, **common)
-    return out
+    return _attend(q, k, v, bias=bias, mask=visible, **common)
 
 
-def _limits(seqlen_q: int, seqlen_k: int, given: Arguments) -> list[Tensor]:
+def _limits(batch: int, seqlen_q: int, seqlen_k: int, given: Arguments) -> list[Tensor]:
     """Bool masks, broadcastable to [B, H, Sq, Sk], of what the arguments add to a mask."""
     limits = []
     if given.chosen_keys is not None:
@@ -201,6 +178,8 @@ def _limits(seqlen_q: int, seqlen_k: int, given: Arguments) -> list[Tensor]:
         seen = chosen.new_zeros((*chosen.shape[:2], seqlen_k + 1), dtype=torch.bool)
         limits.append(seen.scatter(-1, chosen, True)[:, None, :, :seqlen_k])
     if given.cu_seqlens_q is not None and given.cu_seqlens_k is not None:
+        if batch != 1:
+            raise IntegrationError(f"cu_seq_lens_q with a mask needs a batch of 1, got {batch}")
         ids = [
             torch.searchsorted(
                 starts, torch.arange(length, device=starts.device, dtype=torch.int32), right=True
@@ -219,7 +198,7 @@ def _without_mask(qkv: QKV, causal: bool, given: Arguments, common: dict[str, An
             f"causal attention of {q.shape[1]} queries over {k.shape[1]} keys needs a mask: "
             "without one it isn't known which keys the first query sees"
         )
-    out: Tensor = portattn.attention(
+    return _attend(
         q,
         k,
         v,
@@ -228,7 +207,6 @@ def _without_mask(qkv: QKV, causal: bool, given: Arguments, common: dict[str, An
         bias=given.bias,
         **common,
     )
-    return out
 
 
 def _window(size: int | None, causal: bool) -> tuple[int, int]:
@@ -236,3 +214,17 @@ def _window(size: int | None, causal: bool) -> tuple[int, int]:
     if size is None:
         return (-1, -1)
     return (size - 1, -1 if causal else size - 1)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    out = portattn.attention(q, k, v, **options)
+    assert isinstance(out, Tensor)
+    return out
+
+
+def _attend_varlen(qkv: QKV, lengths: tuple[Tensor, Tensor, int, int], **options: Any) -> Tensor:
+    """The rows' sequences one after another, and the result in rows again."""
+    q, k, v = (tensor.flatten(0, 1) for tensor in qkv)
+    out = portattn.attention_varlen(q, k, v, *lengths, **options)
+    assert isinstance(out, Tensor)
+    return out.reshape(*qkv[0].shape[:3], out.shape[-1])

@@ -8,7 +8,6 @@ under tracing, is written out by transformers' `sdpa_mask`.
 from __future__ import annotations
 
 import inspect
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import masking_utils
+from transformers import PreTrainedModel, masking_utils
 from transformers.utils.import_utils import is_tracing
 
 from portattn.errors import IntegrationError
@@ -49,14 +48,14 @@ def attention_mask(**request: Any) -> Tensor | None:
     more queries because transformers' attention functions disagree about what it means: full,
     causal from the first key, or causal from the last.
     """
-    _refuse_own_attention(type(request.get("config")))
+    config_class: type = type(request.get("config"))
+    _refuse_untested_models(config_class)
     traced = is_tracing(request.get("attention_mask")) or torch.compiler.is_compiling()
     mask = None if traced else _structured(request)
     if mask is None:
-        dense: Tensor = masking_utils.sdpa_mask(
+        return masking_utils.sdpa_mask(
             **{**request, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         )
-        return dense
     may_skip = request.get("allow_is_causal_skip") or request.get("allow_is_bidirectional_skip")
     return None if may_skip and _one_query_sees_all(mask) else mask
 
@@ -90,7 +89,7 @@ def _readers() -> dict[CodeType, Callable[..., Rule | None]]:
         "packed_sequence_mask_function": lambda packed_sequence_mask: Rule(
             sequence_ids=packed_sequence_mask
         ),
-        # Positions within a packed sequence are consecutive: their differences are those of indices.
+        # Positions within a packed sequence are consecutive: they differ as the indices do.
         "remap_positions_for_packed_sequence": lambda mask_function, position_ids: rule_of(
             mask_function
         ),
@@ -195,23 +194,29 @@ def _one_query_sees_all(mask: StructuredMask) -> bool:
 
 
 @cache
-def _refuse_own_attention(config_class: type) -> None:
-    """Raise for models that ask for masks but compute attention themselves.
+def _refuse_untested_models(config_class: type) -> None:
+    """Raise for models that transformers declares unable to use any attention but their own.
 
-    They add the mask to their scores, which is right for the float masks of "eager" only. Nothing
-    else would notice: transformers checks a registered name, not whether the model looks it up.
+    Some of them add the mask to their scores, or count padding by it, which is right for the float
+    masks of "eager" alone. transformers checks for its own implementations, not for this one.
     """
-    module = sys.modules.get(config_class.__module__.replace("configuration_", "modeling_"))
-    if module is None or module.__name__ == config_class.__module__:
+    name = config_class.__module__
+    module = sys.modules.get(name.replace("configuration_", "modeling_"))
+    if module is None or module.__name__ == name:
         return
-    try:
-        source = inspect.getsource(module)
-    except (OSError, TypeError):
-        return
-    has_attention = re.search(r"^class \w*Attention\w*\(nn\.Module\):", source, re.MULTILINE)
-    if has_attention and "ALL_ATTENTION_FUNCTIONS" not in source:
-        model = config_class.__name__.removesuffix("Config")
+    models = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, PreTrainedModel)
+        and value.__module__ == module.__name__
+    ]
+    if models and not any(
+        getattr(model, flag, False)
+        for model in models
+        for flag in ("_supports_sdpa", "_supports_attention_backend")
+    ):
         raise IntegrationError(
-            f"{model} models compute attention themselves and can't use another implementation: "
-            "load them with attn_implementation='eager'"
+            f"{config_class.__name__.removesuffix('Config')} models can't use another attention "
+            "than their own: load them with attn_implementation='eager'"
         )

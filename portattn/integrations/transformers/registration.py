@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from portattn.integrations import versions
 # with "/" for a kernel to download.
 NAME = "portattn"
 
-Functions = dict[str, Callable[..., Any]]
+Functions = MutableMapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class StructuredMask(Tensor):
         padded: bool,
         packing: Packing | None = None,
     ) -> StructuredMask:
-        mask: StructuredMask = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        mask: StructuredMask = Tensor._make_wrapper_subclass(
             cls, tuple(shape), dtype=torch.bool, device=keys.device
         )
         mask.band, mask.keys, mask.padded, mask.packing = band, keys, padded, packing
@@ -124,7 +124,7 @@ class StructuredMask(Tensor):
             visible = visible & (ids[..., :, None] == ids[..., None, :])
         return visible.expand(self.shape)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"StructuredMask({tuple(self.shape)}, {self.band}, padded={self.padded})"
 
     # What torch.compile needs to know of a tensor that is made of others.
@@ -158,7 +158,7 @@ class StructuredMask(Tensor):
         return None if self.packing is None else self.packing.cu_seqlens
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls,
         func: Callable[..., Any],
         types: Sequence[type],
