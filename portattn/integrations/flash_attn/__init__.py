@@ -1,0 +1,34 @@
+"""flash-attn 2.8's functions, with the same signatures, on any device.
+
+Differences: rows that see no key have softmax_lse -inf where flash-attn 2 writes +inf, and
+return_attn_probs returns None in place of S_dmask, which flash-attn fills for its own tests only.
+"""
+
+from portattn.integrations.flash_attn.bert_padding import index_first_axis, pad_input, unpad_input
+from portattn.integrations.flash_attn.install import Installation, install
+from portattn.integrations.flash_attn.interface import (
+    flash_attn_func,
+    flash_attn_kvpacked_func,
+    flash_attn_qkvpacked_func,
+    flash_attn_varlen_func,
+    flash_attn_varlen_kvpacked_func,
+    flash_attn_varlen_qkvpacked_func,
+)
+from portattn.integrations.flash_attn.kvcache import flash_attn_with_kvcache
+from portattn.integrations.flash_attn.rotary import apply_rotary_emb
+
+__all__ = [
+    "Installation",
+    "apply_rotary_emb",
+    "flash_attn_func",
+    "flash_attn_kvpacked_func",
+    "flash_attn_qkvpacked_func",
+    "flash_attn_varlen_func",
+    "flash_attn_varlen_kvpacked_func",
+    "flash_attn_varlen_qkvpacked_func",
+    "flash_attn_with_kvcache",
+    "index_first_axis",
+    "install",
+    "pad_input",
+    "unpad_input",
+]
