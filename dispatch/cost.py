@@ -5,8 +5,11 @@ Everything here is modelled, nothing measured.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import torch
 
 from portattn.dispatch.problem import AttentionProblem
 
@@ -19,7 +22,7 @@ _BACKWARD_FLOPS = 2.5
 
 @dataclass(frozen=True)
 class Estimate:
-    """flops and bytes of a problem; seconds and bound ("compute", "memory") where rates are known."""
+    """flops and bytes; seconds and bound ("compute" or "memory") where the rates are known."""
 
     flops: float
     bytes: float
@@ -35,7 +38,7 @@ def estimate(problem: AttentionProblem, profile: HardwareProfile, cores: int = 0
     flops, moved = flop_count(problem), byte_count(problem)
     facts, cores = profile.device, profile.device.cores or cores
     rates = facts.tflops or {name: rate * cores for name, rate in facts.tflops_per_core.items()}
-    tflops = rates.get(str(problem.dtype).removeprefix("torch."), rates.get("float32"))
+    tflops = _rate(problem.dtype, {str(name): rate for name, rate in rates.items()})
     bandwidth = facts.bandwidth_gbs or (facts.bandwidth_gbs_per_core or 0) * cores
     if not tflops or not bandwidth:
         return Estimate(flops, moved, None, None)
@@ -44,22 +47,55 @@ def estimate(problem: AttentionProblem, profile: HardwareProfile, cores: int = 0
     return Estimate(flops, moved, max(compute, memory), bound)
 
 
+def _rate(dtype: torch.dtype, rates: Mapping[str, float]) -> float | None:
+    """A dtype's own rate; a half type without one is computed in float32."""
+    rate = rates.get(str(dtype).removeprefix("torch."))
+    if rate is None and dtype.itemsize == 2:
+        rate = rates.get("float32")
+    return rate
+
+
 def flop_count(problem: AttentionProblem) -> float:
-    """Multiplications and additions of both matrix products over the visible pairs."""
-    pairs = visible_pairs(problem.seqlen_q, problem.seqlen_k, problem.window)
+    """Multiplications and additions of both matrix products over the visible pairs.
+
+    Sequences of unequal lengths count as equally long: the least that they can cost together.
+    """
+    if not problem.batch:
+        return 0.0
+    seqlen_q, seqlen_k = problem.rows // problem.batch, problem.keys // problem.batch
+    pairs = visible_pairs(seqlen_q, seqlen_k, _window(problem))
     forward = 2.0 * problem.batch * problem.heads * pairs * (problem.head_dim + problem.head_dim_v)
     return forward * _BACKWARD_FLOPS if problem.operation == "backward" else forward
 
 
 def byte_count(problem: AttentionProblem) -> float:
-    """Bytes of q, k, v and out, each once; the backward reads them and writes their gradients."""
+    """Bytes of q, of the keys and values that any query sees, and of out and lse, each once.
+
+    The backward reads all of these and the gradient of out, and writes those of q, k and v.
+    """
     size = problem.dtype.itemsize
     kv_size = (problem.kv_dtype or problem.dtype).itemsize
     dims = problem.head_dim + problem.head_dim_v
     queries = problem.rows * problem.heads * dims * size
-    keys = problem.keys * problem.kv_heads * dims * kv_size
+    keys = (problem.keys - _unseen_keys(problem)) * problem.kv_heads * dims * kv_size
+    lse = problem.rows * problem.heads * (8 if size == 8 else 4)
     # Backward: q, out, dout and dq per row; k, v, dk and dv per key.
-    return float(2 * (queries + keys) if problem.operation == "backward" else queries + keys)
+    return float((2 if problem.operation == "backward" else 1) * (queries + keys) + lse)
+
+
+def _window(problem: AttentionProblem) -> tuple[int, int]:
+    """Causal is a window that ends at the diagonal."""
+    left, right = problem.window
+    return (left, 0) if problem.causal else (left, right)
+
+
+def _unseen_keys(problem: AttentionProblem) -> int:
+    """Keys of all sequences that lie before the first query's window."""
+    left = problem.window[0]
+    if left < 0 or not problem.batch:
+        return 0
+    seqlen_q, seqlen_k = problem.rows // problem.batch, problem.keys // problem.batch
+    return problem.batch * min(max(seqlen_k - seqlen_q - left, 0), seqlen_k)
 
 
 def visible_pairs(seqlen_q: int, seqlen_k: int, window: tuple[int, int]) -> int:

@@ -49,24 +49,32 @@ CUDA_FAMILIES = {
     (12, 0): "sm_120a",
 }
 
-# From narrowest to widest: the CPU flag that shows each instruction set.
-_CPU_ISA = (
-    ("sse4", ("sse4_2",)),
-    ("avx2", ("avx2", "fma")),
-    ("avx512", ("avx512f", "avx512bw", "avx512dq", "avx512vl")),
-    ("avx512_bf16", ("avx512_bf16",)),
-    ("amx", ("amx_tile", "amx_bf16")),
-    ("neon", ("asimd",)),
+# From narrowest to widest: the CPU flags that each instruction set adds to the one before it.
+_X86_ISA = (
+    ("sse4", {"sse4_2"}),
+    ("avx2", {"avx2", "fma"}),
+    ("avx512", {"avx512f", "avx512bw", "avx512dq", "avx512vl"}),
+    ("avx512_bf16", {"avx512_bf16"}),
+    ("amx", {"amx_tile", "amx_bf16"}),
 )
+_TORCH_CAPABILITY = {"AVX2": "avx2", "AVX512": "avx512"}
 _CPU_VENDORS = {"GenuineIntel": "intel", "AuthenticAMD": "amd"}
 
 
 def of(device: torch.device) -> Device:
     """The Device behind a torch device; detected once per process."""
     index = device.index
-    if device.type == "cuda" and index is None:
-        index = torch.cuda.current_device()
-    return _detect(device.type, index or 0)
+    if index is None:
+        index = _current(device.type)
+    return _detect(device.type, index)
+
+
+def _current(kind: str) -> int:
+    """The index that a torch device without one stands for."""
+    if kind in ("cuda", "xpu", "npu"):
+        index: int = getattr(torch, kind).current_device()
+        return index
+    return 0
 
 
 def available() -> list[Device]:
@@ -88,20 +96,22 @@ def _detect(kind: str, index: int) -> Device:
     if kind == "cuda":
         return _cuda(index)
     if kind == "npu":
-        name = torch.npu.get_device_name(index)  # type: ignore[attr-defined]
-        memory = torch.npu.get_device_properties(index).total_memory  # type: ignore[attr-defined]
-        return Device(kind, "huawei", ascend_family(name), name, index, memory)
-    vendors = {"mps": "apple", "xpu": "intel"}
-    return Device(kind, vendors.get(kind, "unknown"), kind, kind, index)
+        return _npu(index)
+    if kind == "mps":
+        memory = torch.mps.recommended_max_memory()
+        return Device(kind, "apple", "mps", "Apple GPU", index, memory)
+    if kind == "xpu":
+        properties = torch.xpu.get_device_properties(index)
+        return Device(kind, "intel", "xpu", properties.name, index, properties.total_memory)
+    return Device(kind, "unknown", kind, kind, index)
 
 
 def _cuda(index: int) -> Device:
     properties = torch.cuda.get_device_properties(index)
     if torch.version.hip:
-        vendor, family = "amd", properties.gcnArchName.split(":")[0]
+        vendor, family = "amd", hip_family(properties.gcnArchName)
     else:
-        vendor = "nvidia"
-        family = cuda_family(properties.major, properties.minor)
+        vendor, family = "nvidia", cuda_family(properties.major, properties.minor)
     return Device(
         "cuda",
         vendor,
@@ -113,13 +123,25 @@ def _cuda(index: int) -> Device:
     )
 
 
+def _npu(index: int) -> Device:
+    module = torch.npu  # type: ignore[attr-defined]
+    name = module.get_device_name(index)
+    memory = module.get_device_properties(index).total_memory
+    return Device("npu", "huawei", ascend_family(name), name, index, memory)
+
+
 def cuda_family(major: int, minor: int) -> str:
     """The architecture family of a compute capability; an unknown one is a family of its own."""
     return CUDA_FAMILIES.get((major, minor), f"sm_{major}{minor}")
 
 
+def hip_family(arch_name: str) -> str:
+    """The family of an AMD GPU: its architecture without feature flags, gfx942:xnack- as gfx942."""
+    return arch_name.partition(":")[0]
+
+
 def ascend_family(name: str) -> str:
-    """"Ascend910B2" and "Ascend910_9391" as families: ascend910b, ascend910_93."""
+    """The family of an NPU: Ascend910B2 as ascend910b, Ascend910_9391 as ascend910_93."""
     lowered = name.lower().replace(" ", "")
     match = re.match(r"(ascend)?(910b|910_93|310p|910)", lowered)
     return f"ascend{match[2]}" if match else lowered
@@ -137,39 +159,70 @@ def parse_cpuinfo(text: str) -> tuple[str, str, tuple[str, ...]]:
     for line in text.splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
-    flags = set((fields.get("flags") or fields.get("Features") or "").split())
-    isa = tuple(name for name, needed in _CPU_ISA if flags.issuperset(needed))
     if "Features" in fields:
+        isa = ("neon",) if "asimd" in fields["Features"].split() else ()
         return "arm", fields.get("model name", "Arm CPU"), isa
+    flags = set(fields.get("flags", "").split())
     vendor = _CPU_VENDORS.get(fields.get("vendor_id", ""), "unknown")
-    return vendor, fields.get("model name", "x86 CPU"), isa
+    return vendor, fields.get("model name", "x86 CPU"), _x86_isa(flags)
+
+
+def _x86_isa(flags: set[str]) -> tuple[str, ...]:
+    """Instruction sets up to the first that is missing: virtual machines hide some in between."""
+    isa: list[str] = []
+    for name, needed in _X86_ISA:
+        if not needed <= flags:
+            break
+        isa.append(name)
+    return tuple(isa)
+
+
+def isa_up_to(family: str) -> tuple[str, ...]:
+    """Every instruction set of a CPU family, narrowest first; empty for other families."""
+    x86 = [name for name, _ in _X86_ISA]
+    if family in x86:
+        return tuple(x86[: x86.index(family) + 1])
+    return ("neon",) if family == "neon" else ()
 
 
 def _without_cpuinfo() -> tuple[str, str, tuple[str, ...]]:
     """What platform and torch can tell where there is no /proc."""
     if platform.machine().lower() in ("arm64", "aarch64"):
         return "arm", platform.processor() or "Arm CPU", ("neon",)
-    widest = torch.backends.cpu.get_cpu_capability()
-    isa = {"AVX2": ("sse4", "avx2"), "AVX512": ("sse4", "avx2", "avx512")}.get(widest, ("sse4",))
-    return "unknown", platform.processor() or "x86 CPU", isa
+    widest = _TORCH_CAPABILITY.get(torch.backends.cpu.get_cpu_capability(), "sse4")
+    return "unknown", platform.processor() or "x86 CPU", isa_up_to(widest)
 
 
 def _memory() -> int:
     """Bytes of physical memory, or the cgroup's limit where that is lower."""
-    if not hasattr(os, "sysconf"):
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # Windows has no sysconf, and not every system the names
         return 0
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
-    return min(total, int(limit)) if limit.isdigit() else total
+    limits = [int(text) for text in _cgroup("memory.max") if text.isdigit()]
+    return min([total, *limits])
 
 
 def _cores() -> int:
     """Cores this process may use: its affinity, cut by the cgroup's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
-    if quota.isdigit() and period.strip().isdigit():
-        cores = min(cores, max(1, int(quota) // int(period)))
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    for text in _cgroup("cpu.max"):
+        quota, _, period = text.partition(" ")
+        if quota.isdigit() and period.isdigit() and int(period):
+            cores = min(cores, max(1, int(quota) // int(period)))
     return cores
+
+
+def _cgroup(setting: str) -> list[str]:
+    """A setting of this process's control group and of every group above it; each one binds."""
+    root = Path("/sys/fs/cgroup")
+    own = re.search(r"^0::/(.*)$", _read("/proc/self/cgroup"), re.MULTILINE)
+    group = root / own[1] if own else root
+    found = (_read(str(folder / setting)).strip() for folder in (group, *group.parents))
+    return [text for text in found if text]
 
 
 def _read(path: str) -> str:

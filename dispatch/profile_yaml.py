@@ -24,7 +24,7 @@ MAX_BYTES = 64 * 1024
 _MAX_DEPTH = 16
 _SURPRISES = re.compile(
     r"(?i:y|n|yes|no|on|off)|[-+]?0[0-9_]+|[-+]?0[bBoOxX][0-9a-fA-F_]+"
-    r"|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?|[-+]?[0-9._]*[0-9]_[0-9._]*|=|<<"
+    r"|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?|[-+]?(?=[^_]*_)\.?[0-9][0-9._]*|=|<<"
 )
 # libyaml reads a full 64 KiB in milliseconds, the parser in Python takes over a second.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -109,8 +109,9 @@ def parse(raw: bytes, file: str) -> Document:
         mark = error.problem_mark or error.context_mark
         line = 1 if mark is None else mark.line + 1
         raise ProfileError(file, f"is not YAML: {error.problem}", line=line) from error
-    except yaml.YAMLError as error:
-        raise ProfileError(file, f"is not YAML: {error}", line=1) from error
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise ProfileError(file, "holds a control character", line=line) from error
 
 
 class _Builder:

@@ -1,4 +1,4 @@
-"""From the arguments of a call to an AttentionProblem, or to one typed error that names the culprit."""
+"""From the arguments of a call to an AttentionProblem, or to one error that names the culprit."""
 
 from __future__ import annotations
 
@@ -182,7 +182,11 @@ def _check_ranks(tensors: AttentionTensors, layout: Layout) -> None:
     rank_k, names_k = rank_q, names_q
     if tensors.block_table is not None:
         rank_k, names_k = 4, "[pages, page_size, Hkv, D]"
-    for name, rank, names in (("q", rank_q, names_q), ("k", rank_k, names_k), ("v", rank_k, names_k)):
+    for name, rank, names in (
+        ("q", rank_q, names_q),
+        ("k", rank_k, names_k),
+        ("v", rank_k, names_k),
+    ):
         tensor = getattr(tensors, name)
         if tensor.dim() != rank:
             raise ShapeError(name, f"must be {names}", f"shape {tuple(tensor.shape)}")
@@ -207,9 +211,7 @@ def _check_heads(tensors: AttentionTensors) -> None:
         )
 
 
-def _lengths(
-    tensors: AttentionTensors, options: Options, layout: Layout
-) -> tuple[int, int, int]:
+def _lengths(tensors: AttentionTensors, options: Options, layout: Layout) -> tuple[int, int, int]:
     """Batch and the longest query and key lengths, after checking the tensors that set them."""
     q, k = tensors.q, tensors.k
     if layout == "dense":
@@ -239,12 +241,16 @@ def _check_cache_indices(tensors: AttentionTensors, batch: int) -> None:
         _check_index("block_table", table, (batch, table.shape[-1] if table.dim() else 0))
         if tensors.cache_batch_idx is not None:
             raise ArgumentError("cache_batch_idx", "can't be combined with block_table")
-    elif tensors.seqused_k is not None and tensors.cache_batch_idx is None:
-        if tensors.k.shape[0] != batch:
-            raise ShapeError(
-                "k", f"must have the batch of q, {batch}, or use cache_batch_idx",
-                tuple(tensors.k.shape),
-            )
+    elif (
+        tensors.seqused_k is not None
+        and tensors.cache_batch_idx is None
+        and tensors.k.shape[0] != batch
+    ):
+        raise ShapeError(
+            "k",
+            f"must have the batch of q, {batch}, or use cache_batch_idx",
+            tuple(tensors.k.shape),
+        )
     for name in ("cache_batch_idx", "leftpad_k"):
         tensor = getattr(tensors, name)
         if tensor is not None:
@@ -271,7 +277,9 @@ def _check_extras(tensors: AttentionTensors, batch: int, seqlen_q: int, seqlen_k
     if tensors.mask is not None and tensors.mask.dtype != torch.bool:
         raise DtypeError("mask", "must be bool, True takes part", tensors.mask.dtype)
     if tensors.bias is not None and not tensors.bias.is_floating_point():
-        raise DtypeError("bias", "must be a float dtype; a bool mask goes to mask=", tensors.bias.dtype)
+        raise DtypeError(
+            "bias", "must be a float dtype; a bool mask goes to mask=", tensors.bias.dtype
+        )
     slopes, sinks = tensors.alibi_slopes, tensors.sinks
     if slopes is not None:
         if slopes.dtype != torch.float32:

@@ -206,7 +206,7 @@ def sdpa(
 ) -> Tensor:
     """torch.nn.functional.scaled_dot_product_attention with its layout and its causal alignment.
 
-    query [..., H, Sq, D], key [..., Hkv, Sk, D], value [..., Hkv, Sk, Dv]; returns [..., H, Sq, Dv].
+    query [..., H, Sq, D], key [..., Hkv, Sk, D], value [..., Hkv, Sk, Dv]; out [..., H, Sq, Dv].
     attn_mask: bool (True takes part) or float (added), broadcastable to [..., H, Sq, Sk].
     is_causal is top-left aligned: query i sees keys up to i, whatever the lengths.
     """
@@ -216,8 +216,9 @@ def sdpa(
         raise ShapeError("query", "must be [..., H, S, D]", f"shape {tuple(query.shape)}")
     if query.shape[-3] != key.shape[-3] and not enable_gqa:
         raise ShapeError("key", "must have as many heads as query unless enable_gqa", key.shape[-3])
-    q, k, v = (_from_bhsd(name, t) for name, t in
-               (("query", query), ("key", key), ("value", value)))
+    q, k, v = (
+        _from_bhsd(name, t) for name, t in (("query", query), ("key", key), ("value", value))
+    )
     window = (-1, -1)
     if is_causal:
         # Top-left causal: keys past Sq are never seen; with more queries than keys, the
@@ -251,12 +252,16 @@ def merge_states(
     Source: FlashAttention (arXiv 2205.14135), section 3.1, written for log-sum-exp.
     """
     if out_a.shape != out_b.shape:
-        raise ShapeError("out_b", f"must have the shape of out_a, {tuple(out_a.shape)}",
-                         tuple(out_b.shape))
+        raise ShapeError(
+            "out_b", f"must have the shape of out_a, {tuple(out_a.shape)}", tuple(out_b.shape)
+        )
     for name, lse in (("lse_a", lse_a), ("lse_b", lse_b)):
         if lse.transpose(-1, -2).shape != out_a.shape[:-1]:
-            raise ShapeError(name, f"must hold one value per row of out_a, {tuple(out_a.shape)}",
-                             tuple(lse.shape))
+            raise ShapeError(
+                name,
+                f"must hold one value per row of out_a, {tuple(out_a.shape)}",
+                tuple(lse.shape),
+            )
     lse = torch.logaddexp(lse_a, lse_b)
     # exp(lse_part - lse): 0 for an empty part, also when both are empty (-inf - -inf).
     weights = (

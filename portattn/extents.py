@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import Tensor
 
 from portattn.arguments import Options
@@ -38,7 +40,7 @@ def _check_cumulative(which: str, cu_seqlens: Tensor, total: int, longest: int) 
     ends = cu_seqlens.tolist()
     if ends[0] != 0:
         raise ArgumentError(name, "must start at 0", ends[0])
-    lengths = [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    lengths = [end - start for start, end in itertools.pairwise(ends)]
     if lengths and min(lengths) < 0:
         raise ArgumentError(name, "must not decrease", ends)
     if ends[-1] > total:
@@ -54,7 +56,9 @@ def _check_cache(tensors: AttentionTensors, counts: list[int]) -> None:
     table, k = tensors.block_table, tensors.k
     capacity = k.shape[1] if table is None else table.shape[1] * k.shape[1]
     if counts and not 0 <= min(counts) <= max(counts) <= capacity:
-        raise ArgumentError("cache_seqlens", f"must lie in 0 .. {capacity}, the cache's room", counts)
+        raise ArgumentError(
+            "cache_seqlens", f"must lie in 0 .. {capacity}, the cache's room", counts
+        )
     if tensors.cache_batch_idx is not None:
         rows, batch = tensors.cache_batch_idx.tolist(), tensors.k.shape[0]
         if rows and not 0 <= min(rows) <= max(rows) < batch:
@@ -70,6 +74,8 @@ def _check_block_table(table: Tensor, counts: list[int], pages: int, page_size: 
     for row, count in zip(table.tolist(), counts, strict=True):
         used = row[: -(-count // page_size)]
         if len(used) * page_size < count:
-            raise ArgumentError("block_table", f"must have room for {count} keys", f"{len(row)} pages")
+            raise ArgumentError(
+                "block_table", f"must have room for {count} keys", f"{len(row)} pages"
+            )
         if used and not 0 <= min(used) <= max(used) < pages:
             raise ArgumentError("block_table", f"must hold pages from 0 to {pages - 1}", used)

@@ -137,21 +137,23 @@ def _unflat(flat: tuple[Any, ...]) -> tuple[AttentionTensors, Options]:
     return AttentionTensors(*flat[:_TENSOR_COUNT]), Options(scale, causal, (left, right), *rest)
 
 
+# torch leaves this decorator untyped.
+_fake: Callable[[str], Callable[[Any], Any]] = torch.library.register_fake
+
+
 @torch.library.impl("portattn::attention_forward", "CompositeExplicitAutograd")
 def _forward_impl(*flat: Any) -> tuple[Tensor, Tensor]:
     out, lse = _run_forward(*_unflat(flat))
     return out.contiguous(), lse.contiguous()
 
 
-@torch.library.register_fake("portattn::attention_forward")
+@_fake("portattn::attention_forward")
 def _forward_fake(*flat: Any) -> tuple[Tensor, Tensor]:
     tensors, _ = _unflat(flat)
     q, v = tensors.q, tensors.v
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    if q.dim() == 3:
-        lse_shape = (q.shape[1], q.shape[0])
-    else:
-        lse_shape = (q.shape[0], q.shape[2], q.shape[1])
+    # [B, S, H] and [T, H] with the heads before the rows.
+    lse_shape = (*q.shape[:-3], q.shape[-2], q.shape[-3])
     out = q.new_empty((*q.shape[:-1], v.shape[-1]))
     return out, q.new_empty(lse_shape, dtype=dtype)
 
@@ -215,7 +217,7 @@ def _backward_impl(
     )
 
 
-@torch.library.register_fake("portattn::attention_backward")
+@_fake("portattn::attention_backward")
 def _backward_fake(
     grad_out: Tensor,
     grad_lse: Tensor | None,
@@ -229,7 +231,9 @@ def _backward_fake(
     dense = [t.new_empty(t.shape) for t in (tensors.q, tensors.k, tensors.v)]
     for wanted, tensor in ((bias_grad, tensors.bias), (sinks_grad, tensors.sinks)):
         shape_of = tensor if wanted and tensor is not None else None
-        dense.append(tensors.q.new_empty(0) if shape_of is None else shape_of.new_empty(shape_of.shape))
+        dense.append(
+            tensors.q.new_empty(0) if shape_of is None else shape_of.new_empty(shape_of.shape)
+        )
     return tuple(dense)
 
 

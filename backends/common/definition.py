@@ -75,20 +75,25 @@ def zero_gradients(
     """Sums to add to, in a wide dtype."""
     bias, sinks = tensors.bias, tensors.sinks
     return Gradients(
-        *(torch.zeros_like(t, dtype=dtype) for t in (tensors.q, tensors.k, tensors.v)),
-        dbias=torch.zeros_like(bias, dtype=dtype) if bias is not None and problem.bias_grad else None,
+        torch.zeros_like(tensors.q, dtype=dtype),
+        torch.zeros_like(tensors.k, dtype=dtype),
+        torch.zeros_like(tensors.v, dtype=dtype),
+        dbias=torch.zeros_like(bias, dtype=dtype)
+        if bias is not None and problem.bias_grad
+        else None,
         dsinks=None if sinks is None else torch.zeros_like(sinks, dtype=dtype),
     )
 
 
 def like_inputs(sums: Gradients, tensors: AttentionTensors) -> Gradients:
     """The sums in the dtypes of what they are gradients of."""
-    given = (tensors.q, tensors.k, tensors.v, tensors.bias, tensors.sinks)
+    bias, sinks = tensors.bias, tensors.sinks
     return Gradients(
-        *(
-            None if total is None or tensor is None else total.to(tensor.dtype)
-            for total, tensor in zip(sums, given, strict=True)
-        )
+        sums.dq.to(tensors.q.dtype),
+        sums.dk.to(tensors.k.dtype),
+        sums.dv.to(tensors.v.dtype),
+        None if sums.dbias is None or bias is None else sums.dbias.to(bias.dtype),
+        None if sums.dsinks is None or sinks is None else sums.dsinks.to(sinks.dtype),
     )
 
 
@@ -136,7 +141,11 @@ def _piece_backward(
         if visible is not None:
             ds = ds.masked_fill(~visible, 0.0)
         _add_bias_and_sinks(part, tensors, sums, ds, delta, row_lse, where, span)
-        du = ds * problem.softmax_scale if tanh is None else ds * (1 - tanh**2) * problem.softmax_scale
+        du = (
+            ds * problem.softmax_scale
+            if tanh is None
+            else ds * (1 - tanh**2) * problem.softmax_scale
+        )
         flat, seen = du.flatten(2, 3), _flat(visible, du)
         turned = None if seen is None else seen.transpose(-1, -2)
         dq[where][..., span, :] += isolated_product(flat, k, seen).unflatten(2, g.shape[2:4])
@@ -170,8 +179,18 @@ def _part(piece: Piece, where: tuple[slice, slice]) -> Piece:
 
     q, k, v, heads = piece.q[where], piece.k[where], piece.v[where], piece.heads[where]
     sinks = None if piece.sinks is None else piece.sinks[where[1]]
-    return Piece(q, k, v, cut(piece.bias), cut(piece.mask), cut(piece.slopes), sinks, heads,
-                 piece.query_index, piece.key_index)
+    return Piece(
+        q,
+        k,
+        v,
+        cut(piece.bias),
+        cut(piece.mask),
+        cut(piece.slopes),
+        sinks,
+        heads,
+        piece.query_index,
+        piece.key_index,
+    )
 
 
 def _probabilities(

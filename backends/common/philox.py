@@ -27,9 +27,7 @@ def philox4x32(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tenso
     return c0, c1, c2, c3
 
 
-def keep_scale(
-    rng_state: Tensor, p: float, heads: Tensor, rows: range, keys: range
-) -> Tensor:
+def keep_scale(rng_state: Tensor, p: float, heads: Tensor, rows: range, keys: range) -> Tensor:
     """0 for a dropped weight, 1 / (1 - p) for a kept one: [*heads.shape, rows, keys] float64.
 
     heads holds b * H + h of each score matrix.

@@ -48,7 +48,8 @@ class Piece:
         """The rows of this piece in a tensor shaped like lse, as [B, Hkv, G, Sq]."""
         batch, rows = self.query_index
         part = lse[None, :, rows] if lse.dim() == 2 else lse[batch, :, rows]
-        return part.unflatten(1, (self.k.shape[1], -1))
+        heads: Tensor = part.unflatten(1, (self.k.shape[1], -1))
+        return heads
 
     def keys_of(self, tensor: Tensor) -> Tensor:
         """The keys of this piece in a tensor shaped like k or v, as [B, Hkv, Sk, D]."""
@@ -137,7 +138,8 @@ def _rows(tensor: Tensor, index: tuple[slice, slice]) -> Tensor:
 
 
 def _split_heads(tensor: Tensor, kv_heads: int) -> Tensor:
-    return tensor.unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4)
+    groups: Tensor = tensor.unflatten(2, (kv_heads, -1))
+    return groups.permute(0, 2, 3, 1, 4)
 
 
 def _scores_view(

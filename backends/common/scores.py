@@ -20,7 +20,7 @@ from portattn.dispatch.problem import AttentionProblem
 
 
 class Scores(NamedTuple):
-    """s [B, Hkv, G, m, n], -inf where invisible; visible (None: everything); tanh of the softcap."""
+    """s [B, Hkv, G, m, n], -inf where hidden; visible (None: all of it); tanh of the softcap."""
 
     s: Tensor
     visible: Tensor | None

@@ -66,7 +66,11 @@ class CpuBackend:
         tile = (config.get("block_m", 128), config.get("block_n", 256))
         for piece in pieces(tensors, problem):
             piece_forward(
-                piece, problem, tensors.rng_state, tile, piece.queries_of(out),
+                piece,
+                problem,
+                tensors.rng_state,
+                tile,
+                piece.queries_of(out),
                 piece.row_values_of(lse),
             )
         return out, lse

@@ -66,7 +66,9 @@ def piece_backward(
                 du *= 1 - tanh**2
             seen = None if visible is None else visible.expand(p.shape).flatten(2, 3)
             products = _exact if exact else _plain
-            add_q, add_k, add_v = products(du.flatten(2, 3), dropped.flatten(2, 3), q, k, g_tile, seen)
+            add_q, add_k, add_v = products(
+                du.flatten(2, 3), dropped.flatten(2, 3), q, k, g_tile, seen
+            )
             dq[..., span, :] += add_q.unflatten(2, p.shape[2:4])
             dk_tile += add_k
             dv_tile += add_v

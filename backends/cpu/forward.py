@@ -7,7 +7,7 @@ and accumulator a:
     l' = l exp(m - m') + sum_j p_j
     a' = a exp(m - m') + sum_j d_j p_j v_j
 
-and at the end lse = m + log l, joined by the sink, and out = a exp(m - lse).
+and at the end the sink z joins l with exp(z - m), lse = m + log l, and out = a / l.
 """
 
 from __future__ import annotations
@@ -86,10 +86,11 @@ def _row_tile(
         maximum = new_maximum
     lse = maximum + total.log()
     if piece.sinks is not None:
-        lse = torch.logaddexp(lse, piece.sinks[..., None].to(wide))
-    # exp(maximum - lse) is 1 / total, sink included; rows that saw nothing have acc = 0.
-    scale = (maximum - lse).exp().masked_fill(maximum == float("-inf"), 0.0)
-    return acc * scale[..., None], lse
+        sinks = piece.sinks[..., None].to(wide)
+        lse = torch.logaddexp(lse, sinks)
+        total = total + (sinks - maximum).exp()
+    # Rows that saw nothing have acc = 0 and total = 0, or inf with a sink.
+    return acc / total.masked_fill(total == 0.0, 1.0)[..., None], lse
 
 
 def _product(p: Tensor, v: Tensor, visible: Tensor | None, exact: bool) -> Tensor:
@@ -99,4 +100,5 @@ def _product(p: Tensor, v: Tensor, visible: Tensor | None, exact: bool) -> Tenso
         flat = isolated_product(p.flatten(2, 3), v, seen)
     else:
         flat = p.flatten(2, 3) @ v
-    return flat.unflatten(2, p.shape[2:4])
+    product: Tensor = flat.unflatten(2, p.shape[2:4])
+    return product

@@ -43,7 +43,7 @@ class ReferenceBackend:
 
     def probe(self, device: Device) -> None:
         """One query over two equal keys must give the mean of their values."""
-        where = torch.device(device.type, device.index if device.type != "cpu" else None)
+        where = torch.device("cpu" if device.type == "cpu" else f"{device.type}:{device.index}")
         q = torch.ones(1, 1, 1, 2, device=where)
         v = torch.tensor([[1.0, 2.0], [3.0, 4.0]], device=where).view(1, 2, 1, 2)
         problem = AttentionProblem("forward", "dense", q.dtype, 1, 1, 2, 1, 1, 2, 2, 1.0)

@@ -72,7 +72,7 @@ class TorchSdpaBackend:
             weight = torch.sigmoid(lse - sinks).transpose(-1, -2)[..., None]
             out = (out * weight).to(out.dtype)
             lse = torch.logaddexp(lse, sinks)
-        if tensors.q.device.type == "cpu" and not bool(torch.isfinite(out).all()):
+        if tensors.q.device.type == "cpu" and not _finite(out):
             # 0 * NaN of a masked-out key inside the kernel: only the definition keeps it out.
             return definition.forward(tensors, problem)
         return out, lse
@@ -93,8 +93,7 @@ class TorchSdpaBackend:
         # With sinks, out and lse include them, and so do the probabilities exp(s - lse) that the
         # kernel recomputes: its gradients are already right.
         grads = kernel.backward(grad_out, out, lse, tensors, problem)
-        finite = tensors.q.device.type != "cpu" or all(bool(torch.isfinite(g).all()) for g in grads)
-        if not finite:
+        if tensors.q.device.type == "cpu" and not all(_finite(grad) for grad in grads):
             return definition.backward(grad_out, grad_lse, out, lse, tensors, problem)
         dsinks = None
         if tensors.sinks is not None:
@@ -117,6 +116,12 @@ class TorchSdpaBackend:
         return self._kernel(problem, device.of(tensors.q.device))
 
 
+def _finite(tensor: Tensor) -> bool:
+    """Whether all entries are finite, in one pass: NaN and inf survive a sum."""
+    wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    return bool(tensor.sum(dtype=wide).isfinite())
+
+
 def _probe_kernel(kernel: Kernel, device: Device) -> None:
     """Value, lse, causal alignment and GQA of one kernel on the device."""
     problem = AttentionProblem(
@@ -124,20 +129,29 @@ def _probe_kernel(kernel: Kernel, device: Device) -> None:
     )
     if kernel.reasons_against(problem, device):
         problem = AttentionProblem(
-            "forward", "dense", torch.float16, 1, 8, 8, 2, 2, 16, 16, 0.25, causal=True,
+            "forward",
+            "dense",
+            torch.float16,
+            1,
+            8,
+            8,
+            2,
+            2,
+            16,
+            16,
+            0.25,
+            causal=True,
             window=(-1, 0),
         )
         if kernel.reasons_against(problem, device):
             return
-    where = torch.device(device.type, device.index if device.type != "cpu" else None)
+    where = torch.device("cpu" if device.type == "cpu" else f"{device.type}:{device.index}")
     shape = (1, 8, problem.heads, 16)
     q = torch.linspace(-1, 1, 8 * problem.heads * 16, device=where).half().view(shape)
     k = q[:, :, : problem.kv_heads].cos()
     tensors = AttentionTensors(q, k, k)
     out, lse = kernel.forward(tensors, problem)
     right, right_lse = definition.forward(tensors, problem)
-    worst = max(
-        float((out - right).abs().max()), float((lse - right_lse).abs().max())
-    )
+    worst = max(float((out - right).abs().max()), float((lse - right_lse).abs().max()))
     if not worst < 5e-3:
         raise ArithmeticError(f"{kernel.name} is off by {worst:.2g} on a small problem")

@@ -102,7 +102,9 @@ def _additive_mask(tensors: AttentionTensors, problem: AttentionProblem) -> Tens
         offset = problem.seqlen_k - problem.seqlen_q
         hidden = hidden | torch.ones(size, dtype=torch.bool).triu(1 + offset)
     dtype = torch.float64 if problem.dtype == torch.float64 else torch.float32
-    base = torch.zeros((1, 1, 1, 1), dtype=dtype) if tensors.bias is None else tensors.bias.to(dtype)
+    base = (
+        torch.zeros((1, 1, 1, 1), dtype=dtype) if tensors.bias is None else tensors.bias.to(dtype)
+    )
     mask = base.masked_fill(hidden, float("-inf"))
     return mask.expand(*mask.shape[:2], *size).contiguous()
 

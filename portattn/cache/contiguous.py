@@ -5,14 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from portattn.cache.view import CacheView, check_new_tokens, check_sizes, new_slots
-from portattn.errors import ArgumentError, CacheFullError, ShapeError
+from portattn.cache.view import (
+    CacheView,
+    check_beams,
+    check_index,
+    check_new_tokens,
+    check_sizes,
+    check_store,
+    host_bound,
+    host_values,
+    new_slots,
+)
+from portattn.errors import ArgumentError, CacheFullError
 
 
 class ContiguousKVCache:
     """Keys [B, max_seqlen, Hkv, D] and values [B, max_seqlen, Hkv, Dv] with one length each.
 
-    Reads and appends never wait for the device: the host keeps an upper bound of the lengths.
+    Neither append nor view waits for the device: the host keeps an upper bound of the lengths. In
+    torch.compile'd code that bound is max_seqlen. Nothing here is differentiable.
     """
 
     def __init__(
@@ -28,7 +39,10 @@ class ContiguousKVCache:
     ) -> None:
         dim_v = head_dim if head_dim_v is None else head_dim_v
         check_sizes(
-            batch=batch, max_seqlen=max_seqlen, kv_heads=kv_heads, head_dim=head_dim,
+            batch=batch,
+            max_seqlen=max_seqlen,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
             head_dim_v=dim_v,
         )
         self.k = torch.zeros(batch, max_seqlen, kv_heads, head_dim, dtype=dtype, device=device)
@@ -37,6 +51,7 @@ class ContiguousKVCache:
         self.cache_batch_idx: Tensor | None = None
         self.leftpad_k: Tensor | None = None
         self._longest = 0
+        self._known = True  # the host knows the longest length, not only a bound of it
 
     @classmethod
     def from_tensors(
@@ -46,23 +61,41 @@ class ContiguousKVCache:
         cache_seqlens: Tensor,
         cache_batch_idx: Tensor | None = None,
         leftpad_k: Tensor | None = None,
+        *,
+        longest: int | None = None,
     ) -> ContiguousKVCache:
         """Wrap caller-owned tensors: appends write into them, cache_seqlens stays as it is.
 
         k_cache [Bc, S, Hkv, D], v_cache [Bc, S, Hkv, Dv]; cache_seqlens [B] int32 tokens in use.
+        Sequence b is row cache_batch_idx[b] ([B] int32), or row b without it, and begins at
+        leftpad_k[b] ([B] int32) of its row. `longest`: the longest of cache_seqlens, where the
+        host knows it.
+
+        Values are checked on the CPU only: on an accelerator reading them would make the host
+        wait. There, and without `longest`, keeping appends within S is the caller's part.
         """
-        if k_cache.dim() != 4 or v_cache.dim() != 4 or k_cache.shape[:3] != v_cache.shape[:3]:
-            raise ShapeError(
-                "v_cache",
-                "must be [Bc, S, Hkv, Dv] like k_cache",
-                f"{tuple(k_cache.shape)} and {tuple(v_cache.shape)}",
+        check_store("cache", k_cache, v_cache)
+        check_index("cache_seqlens", cache_seqlens, (None,), k_cache)
+        batch = cache_seqlens.shape[0]
+        if cache_batch_idx is not None:
+            check_index("cache_batch_idx", cache_batch_idx, (batch,), k_cache)
+            _check_rows(cache_batch_idx, k_cache.shape[0])
+        elif batch > k_cache.shape[0]:
+            raise ArgumentError(
+                "cache_batch_idx", f"must map {batch} sequences to {k_cache.shape[0]} rows"
             )
+        else:
+            k_cache, v_cache = k_cache[:batch], v_cache[:batch]
+        if leftpad_k is not None:
+            check_index("leftpad_k", leftpad_k, (batch,), k_cache)
+            _check_padding(leftpad_k, cache_seqlens)
         cache = cls.__new__(cls)
-        cache.k, cache.v = k_cache, v_cache
-        cache.seqlens = cache_seqlens
-        cache.cache_batch_idx = cache_batch_idx
-        cache.leftpad_k = leftpad_k
-        cache._longest = _host_bound(cache_seqlens, k_cache.shape[1])
+        cache.k, cache.v, cache.seqlens = k_cache, v_cache, cache_seqlens
+        cache.cache_batch_idx, cache.leftpad_k = cache_batch_idx, leftpad_k
+        bound = host_bound(cache_seqlens, cache.max_seqlen)
+        known = longest if bound is None else bound
+        cache._known = known is not None
+        cache._longest = cache.max_seqlen if known is None else known
         return cache
 
     @property
@@ -93,18 +126,21 @@ class ContiguousKVCache:
         """
         check_new_tokens(k, v, self.k, self.v, self.batch)
         count = k.shape[1]
-        if self._longest + count > self.max_seqlen:
-            self._longest = self._exact_longest()
-        if self._longest + count > self.max_seqlen:
+        if torch.compiler.is_compiling():
+            # A number that grows would compile the caller's graph anew at every step.
+            self._known, self._longest = False, self.max_seqlen
+        elif self._known and self._longest + count > self.max_seqlen:
             raise CacheFullError(count, self.max_seqlen - self._longest, "tokens per sequence")
         rows = self.cache_batch_idx
         index = torch.arange(self.batch, device=self.k.device) if rows is None else rows.long()
         slots = new_slots(self.seqlens, count)
-        self.k[index[:, None], slots] = k
-        self.v[index[:, None], slots] = v
+        with torch.no_grad():
+            self.k[index[:, None], slots] = k
+            self.v[index[:, None], slots] = v
         # A new tensor: caller-owned lengths are never changed.
         self.seqlens = self.seqlens + count
-        self._longest += count
+        if not torch.compiler.is_compiling():
+            self._longest = min(self._longest + count, self.max_seqlen)
 
     def view(self) -> CacheView:
         """The cache as attention reads it."""
@@ -112,7 +148,7 @@ class ContiguousKVCache:
             self.k,
             self.v,
             self.seqlens,
-            self._longest,
+            self.max_seqlen if torch.compiler.is_compiling() else self._longest,
             cache_batch_idx=self.cache_batch_idx,
             leftpad_k=self.leftpad_k,
         )
@@ -122,45 +158,41 @@ class ContiguousKVCache:
         if max_length < 0:
             raise ArgumentError("max_length", "must be at least 0", max_length)
         self.seqlens = self.seqlens.clamp(max=max_length)
+        if self.leftpad_k is not None:
+            self.leftpad_k = torch.minimum(self.leftpad_k, self.seqlens)
         self._longest = min(self._longest, max_length)
 
     def reorder(self, beam_idx: Tensor) -> None:
         """Sequence b becomes what sequence beam_idx[b] was: [B] integers, as in beam search."""
-        _check_beams(beam_idx, self.batch)
-        rows = beam_idx.to(self.k.device).long()
-        if self.cache_batch_idx is not None:
-            source = self.cache_batch_idx.long()
-            self.k[source], self.v[source] = self.k[source[rows]], self.v[source[rows]]
-        else:
-            self.k.copy_(self.k[rows])
-            self.v.copy_(self.v[rows])
-        self.seqlens = self.seqlens[rows]
+        check_beams(beam_idx, self.batch)
+        order = beam_idx.to(self.k.device).long()
+        rows = self.cache_batch_idx
+        index = torch.arange(self.batch, device=self.k.device) if rows is None else rows.long()
+        with torch.no_grad():
+            for store in (self.k, self.v):
+                store[index, : self._longest] = store[index[order], : self._longest]
+        self.seqlens = self.seqlens[order]
         if self.leftpad_k is not None:
-            self.leftpad_k = self.leftpad_k[rows]
+            self.leftpad_k = self.leftpad_k[order]
+        lengths = host_values(self.seqlens)
+        if lengths is not None:
+            self._longest = max(lengths, default=0)
 
     def reset(self) -> None:
         """Forget every token; the memory is kept."""
-        self.seqlens = torch.zeros_like(self.seqlens)
-        self._longest = 0
-
-    def _exact_longest(self) -> int:
-        return int(self.seqlens.max()) if self.batch else 0
+        self.crop(0)
+        self._known = True
 
 
-def _host_bound(seqlens: Tensor, capacity: int) -> int:
-    """The longest length where reading it is free, else the capacity."""
-    if seqlens.device.type != "cpu" or not seqlens.numel():
-        return capacity
-    longest = int(seqlens.max())
-    if int(seqlens.min()) < 0 or longest > capacity:
-        raise ArgumentError("cache_seqlens", f"must lie in 0 .. {capacity}", seqlens.tolist())
-    return longest
+def _check_rows(cache_batch_idx: Tensor, rows: int) -> None:
+    given = host_values(cache_batch_idx)
+    if given is not None and any(not 0 <= row < rows for row in given):
+        raise ArgumentError("cache_batch_idx", f"must lie in 0 .. {rows - 1}", given)
 
 
-def _check_beams(beam_idx: Tensor, batch: int) -> None:
-    if tuple(beam_idx.shape) != (batch,):
-        raise ShapeError("beam_idx", f"must have shape {(batch,)}", tuple(beam_idx.shape))
-    if beam_idx.device.type == "cpu" and batch:
-        low, high = int(beam_idx.min()), int(beam_idx.max())
-        if low < 0 or high >= batch:
-            raise ArgumentError("beam_idx", f"must lie in 0 .. {batch - 1}", beam_idx.tolist())
+def _check_padding(leftpad_k: Tensor, seqlens: Tensor) -> None:
+    pads, lengths = host_values(leftpad_k), host_values(seqlens)
+    if pads is None or lengths is None:
+        return
+    if any(not 0 <= pad <= length for pad, length in zip(pads, lengths, strict=True)):
+        raise ArgumentError("leftpad_k", "must lie between 0 and the sequence's length", pads)

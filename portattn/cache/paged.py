@@ -5,9 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from portattn.cache.contiguous import _check_beams, _host_bound
-from portattn.cache.view import CacheView, check_new_tokens, check_sizes, new_slots
-from portattn.errors import ArgumentError, CacheFullError, DtypeError, ShapeError
+from portattn.cache.view import (
+    CacheView,
+    check_beams,
+    check_index,
+    check_new_tokens,
+    check_sizes,
+    check_store,
+    host_bound,
+    host_values,
+    new_slots,
+)
+from portattn.errors import ArgumentError, CacheFullError
 
 
 class PagedKVCache:
@@ -15,7 +24,18 @@ class PagedKVCache:
 
     Pages are allocated when tokens need them and go back to the free list on release. After
     `reorder`, sequences may share pages; a shared page that is written to is copied first.
+
+    Lengths and page lists live on the host, so append and view never wait for the device; the
+    block table is sent to it again only when pages change hands. In torch.compile'd code, attend
+    to a cache that was appended to outside of it: counting pages there would compile the graph
+    anew at every step. Nothing here is differentiable.
     """
+
+    k: Tensor
+    v: Tensor
+    block_table: Tensor
+    seqlens: Tensor
+    _longest: int
 
     def __init__(
         self,
@@ -31,45 +51,54 @@ class PagedKVCache:
     ) -> None:
         dim_v = head_dim if head_dim_v is None else head_dim_v
         check_sizes(
-            num_pages=num_pages, page_size=page_size, kv_heads=kv_heads, head_dim=head_dim,
-            head_dim_v=dim_v, max_batch=max_batch,
+            num_pages=num_pages,
+            page_size=page_size,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            head_dim_v=dim_v,
+            max_batch=max_batch,
         )
         self.k = torch.zeros(num_pages, page_size, kv_heads, head_dim, dtype=dtype, device=device)
         self.v = torch.zeros(num_pages, page_size, kv_heads, dim_v, dtype=dtype, device=device)
         self._owned = True
+        self._known = True  # the host knows the longest length, not only a bound of it
         self._lengths = [0] * max_batch
         self._pages: list[list[int]] = [[] for _ in range(max_batch)]
         self._free = list(range(num_pages - 1, -1, -1))
         self._references = [0] * num_pages
-        self._publish()
+        self._publish_pages()
+        self._publish_lengths()
 
     @classmethod
     def from_tensors(
-        cls, k_pages: Tensor, v_pages: Tensor, block_table: Tensor, cache_seqlens: Tensor
+        cls,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        block_table: Tensor,
+        cache_seqlens: Tensor,
+        *,
+        longest: int | None = None,
     ) -> PagedKVCache:
         """Wrap caller-owned pages [P, page_size, Hkv, D(v)] and block_table [B, pages] int32.
 
         Appends write into the pages that the table names; cache_seqlens [B] int32 stays as it is,
-        and so does the table: reserve, release and reorder are the caller's.
+        and so does the table: reserve, release and reorder are the caller's. `longest`: the
+        longest of cache_seqlens, where the host knows it.
+
+        Values are checked on the CPU only: on an accelerator reading them would make the host
+        wait. There, and without `longest`, keeping appends within the table is the caller's part.
         """
-        if k_pages.dim() != 4 or v_pages.dim() != 4 or k_pages.shape[:3] != v_pages.shape[:3]:
-            raise ShapeError(
-                "v_pages",
-                "must be [P, page_size, Hkv, Dv] like k_pages",
-                f"{tuple(k_pages.shape)} and {tuple(v_pages.shape)}",
-            )
-        if block_table.dim() != 2 or block_table.shape[0] != cache_seqlens.shape[0]:
-            raise ShapeError(
-                "block_table", f"must be [{cache_seqlens.shape[0]}, pages]",
-                tuple(block_table.shape),
-            )
-        if block_table.dtype != torch.int32:
-            raise DtypeError("block_table", "must be int32", block_table.dtype)
+        check_store("pages", k_pages, v_pages)
+        check_index("cache_seqlens", cache_seqlens, (None,), k_pages)
+        check_index("block_table", block_table, (cache_seqlens.shape[0], None), k_pages)
         cache = cls.__new__(cls)
         cache.k, cache.v = k_pages, v_pages
         cache._owned = False
         cache.block_table, cache.seqlens = block_table, cache_seqlens
-        cache._longest = _host_bound(cache_seqlens, block_table.shape[1] * k_pages.shape[1])
+        bound = host_bound(cache_seqlens, cache.max_seqlen)
+        known = longest if bound is None else bound
+        cache._known = known is not None
+        cache._longest = cache.max_seqlen if known is None else known
         return cache
 
     @property
@@ -81,6 +110,12 @@ class PagedKVCache:
     def page_size(self) -> int:
         """Tokens per page."""
         return self.k.shape[1]
+
+    @property
+    def max_seqlen(self) -> int:
+        """Tokens that one sequence has room for: all pages, or all columns of a caller's table."""
+        pages = self.k.shape[0] if self._owned else self.block_table.shape[1]
+        return pages * self.page_size
 
     @property
     def free_pages(self) -> int:
@@ -95,22 +130,27 @@ class PagedKVCache:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of the pages that sequences own, shared pages counted once."""
-        self._require_owned("used_bytes")
-        per_page = self.memory_bytes // self.k.shape[0]
+        """Bytes of the pages that sequences own, shared pages counted once.
+
+        Over caller-owned pages, the bytes that hold tokens; reading the lengths then waits for an
+        accelerator.
+        """
+        per_page = self.memory_bytes // max(1, self.k.shape[0])
+        if not self._owned:
+            return int(self.seqlens.sum()) * (per_page // max(1, self.page_size))
         return (self.k.shape[0] - len(self._free)) * per_page
 
     def reserve(self, index: int, tokens: int) -> None:
         """Allocate the pages that `tokens` more tokens of sequence `index` need.
 
-        Raises CacheFullError, with nothing allocated, when there are too few free pages.
+        Appending them then can't fail, unless `reorder` shares the pages first. Raises
+        CacheFullError, with nothing allocated, when there are too few free pages.
         """
         self._require_owned("reserve")
         self._check_index(index)
         if tokens < 0:
             raise ArgumentError("tokens", "must be at least 0", tokens)
         self._grow({index: tokens})
-        self._publish()
 
     def release(self, index: int) -> None:
         """Forget sequence `index` and give its pages back."""
@@ -119,7 +159,8 @@ class PagedKVCache:
         for page in self._pages[index]:
             self._drop(page)
         self._pages[index], self._lengths[index] = [], 0
-        self._publish()
+        self._publish_pages()
+        self._publish_lengths()
 
     def append(self, k: Tensor, v: Tensor) -> None:
         """Store k [B, Snew, Hkv, D] and v [B, Snew, Hkv, Dv] after each sequence's tokens.
@@ -130,46 +171,52 @@ class PagedKVCache:
         count = k.shape[1]
         if self._owned:
             self._grow(dict.fromkeys(range(self.batch), count))
-            self._publish()
-        elif self._longest + count > self.block_table.shape[1] * self.page_size:
-            room = self.block_table.shape[1] * self.page_size
-            exact = int(self.seqlens.max()) if self.batch else 0
-            if exact + count > room:
-                raise CacheFullError(count, room - exact, "tokens per sequence")
-            self._longest = exact
+            self._lengths = [length + count for length in self._lengths]
+        elif torch.compiler.is_compiling():
+            self._known, self._longest = False, self.max_seqlen
+        elif self._known and self._longest + count > self.max_seqlen:
+            raise CacheFullError(count, self.max_seqlen - self._longest, "tokens per sequence")
         slots = new_slots(self.seqlens, count)
         pages = self.block_table.long().gather(1, slots // self.page_size)
-        self.k[pages, slots % self.page_size] = k
-        self.v[pages, slots % self.page_size] = v
-        if self._owned:
-            self._lengths = [length + count for length in self._lengths]
+        if not self._owned:
+            _check_pages(pages, self.k.shape[0])
+        with torch.no_grad():
+            self.k[pages, slots % self.page_size] = k
+            self.v[pages, slots % self.page_size] = v
         # A new tensor: caller-owned lengths are never changed.
         self.seqlens = self.seqlens + count
-        self._longest += count
+        self._longest = min(self._longest + count, self.max_seqlen)
 
     def view(self) -> CacheView:
         """The cache as attention reads it."""
-        return CacheView(
-            self.k, self.v, self.seqlens, self._longest, block_table=self.block_table
-        )
+        table = self.block_table
+        room = table.shape[1] * self.page_size
+        longest = room if torch.compiler.is_compiling() else self._longest
+        return CacheView(self.k, self.v, self.seqlens, longest, block_table=table)
 
     def crop(self, max_length: int) -> None:
         """Forget tokens past max_length of every sequence and free the pages they alone used."""
-        self._require_owned("crop")
         if max_length < 0:
             raise ArgumentError("max_length", "must be at least 0", max_length)
+        self.seqlens = self.seqlens.clamp(max=max_length)
+        self._longest = min(self._longest, max_length)
+        if not self._owned:
+            return
         keep = -(-max_length // self.page_size)
         for index, pages in enumerate(self._pages):
             for page in pages[keep:]:
                 self._drop(page)
             del pages[keep:]
             self._lengths[index] = min(self._lengths[index], max_length)
-        self._publish()
+        self._publish_pages()
 
     def reorder(self, beam_idx: Tensor) -> None:
-        """Sequence b becomes what sequence beam_idx[b] was; pages are shared, not copied."""
+        """Sequence b becomes what sequence beam_idx[b] was; pages are shared, not copied.
+
+        beam_idx [B] integers; the host reads them, so on an accelerator it waits.
+        """
         self._require_owned("reorder")
-        _check_beams(beam_idx, self.batch)
+        check_beams(beam_idx, self.batch)
         order = beam_idx.tolist()
         pages = [list(self._pages[source]) for source in order]
         for page in (page for owned in pages for page in owned):
@@ -178,38 +225,48 @@ class PagedKVCache:
             self._drop(page)
         self._pages = pages
         self._lengths = [self._lengths[source] for source in order]
-        self._publish()
+        self._publish_pages()
+        self._publish_lengths()
 
     def reset(self) -> None:
-        """Forget every sequence and free every page."""
-        for index in range(self.batch):
-            self.release(index)
+        """Forget every token and free every page."""
+        self.crop(0)
+        self._known = True
 
     def _grow(self, tokens: dict[int, int]) -> None:
-        """Own, alone, every page that these new tokens will touch; all or nothing."""
+        """Own, alone, every page that these new tokens will be written to; all or nothing."""
         size = self.page_size
-        copies: list[tuple[int, int]] = []
         fresh: list[int] = []
+        replaced: list[tuple[int, int]] = []
         claims: dict[int, int] = {}
         for index, count in tokens.items():
             length, pages = self._lengths[index], self._pages[index]
-            fresh += [index] * max(0, -(-(length + count) // size) - len(pages))
-            for slot in range(length // size, len(pages)) if count else ():
+            needed = -(-(length + count) // size) if count else 0
+            fresh += [index] * (needed - len(pages))
+            for slot in range(length // size, min(needed, len(pages))):
                 page = pages[slot]
                 # The last of the sequences that share a page may keep it.
                 if self._references[page] - claims.get(page, 0) > 1:
                     claims[page] = claims.get(page, 0) + 1
-                    copies.append((index, slot))
-        needed = len(fresh) + len(copies)
-        if needed > len(self._free):
-            raise CacheFullError(needed, len(self._free), "pages")
+                    replaced.append((index, slot))
+        if len(fresh) + len(replaced) > len(self._free):
+            raise CacheFullError(len(fresh) + len(replaced), len(self._free), "pages")
         for index in fresh:
             self._pages[index].append(self._take())
-        for index, slot in copies:
-            shared, own = self._pages[index][slot], self._take()
-            self.k[own], self.v[own] = self.k[shared], self.v[shared]
-            self._pages[index][slot] = own
-            self._drop(shared)
+        self._replace(replaced)
+        if fresh or replaced:
+            self._publish_pages()
+
+    def _replace(self, places: list[tuple[int, int]]) -> None:
+        """Give these (sequence, slot) a page of their own with what the shared one holds."""
+        shared = [self._pages[index][slot] for index, slot in places]
+        own = [self._take() for _ in places]
+        for (index, slot), old, new in zip(places, shared, own, strict=True):
+            self._pages[index][slot] = new
+            self._drop(old)
+        if places:
+            target, source = self._sent(own).long(), self._sent(shared).long()
+            self.k[target], self.v[target] = self.k[source], self.v[source]
 
     def _take(self) -> int:
         page = self._free.pop()
@@ -221,14 +278,20 @@ class PagedKVCache:
         if self._references[page] == 0:
             self._free.append(page)
 
-    def _publish(self) -> None:
-        """Lengths and pages as the tensors that attention reads; unowned entries are 0."""
-        width = max(1, *(len(pages) for pages in self._pages))
+    def _publish_pages(self) -> None:
+        """The page lists as the tensor that attention reads; entries of no page are 0."""
+        longest = max(len(pages) for pages in self._pages)
+        # Widths are powers of two: what a kernel compiles or looks up by shape changes seldom.
+        width = 1 << max(0, longest - 1).bit_length()
         rows = [pages + [0] * (width - len(pages)) for pages in self._pages]
-        device = self.k.device
-        self.block_table = torch.tensor(rows, dtype=torch.int32).to(device, non_blocking=True)
-        self.seqlens = torch.tensor(self._lengths, dtype=torch.int32).to(device, non_blocking=True)
+        self.block_table = self._sent(rows)
+
+    def _publish_lengths(self) -> None:
+        self.seqlens = self._sent(self._lengths)
         self._longest = max(self._lengths)
+
+    def _sent(self, numbers: list[int] | list[list[int]]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int32).to(self.k.device, non_blocking=True)
 
     def _check_index(self, index: int) -> None:
         if not 0 <= index < self.batch:
@@ -239,3 +302,9 @@ class PagedKVCache:
             raise ArgumentError(
                 operation, "needs a cache that owns its pages, not one made by from_tensors"
             )
+
+
+def _check_pages(pages: Tensor, count: int) -> None:
+    given = host_values(pages.flatten())
+    if given is not None and any(not 0 <= page < count for page in given):
+        raise ArgumentError("block_table", f"must hold pages from 0 to {count - 1}", given)

@@ -49,6 +49,22 @@ class KVCache(Protocol):
         ...
 
 
+def host_values(tensor: Tensor) -> list[int] | None:
+    """A 1-D tensor's numbers where reading them is free; None on an accelerator or in a trace."""
+    if tensor.device.type != "cpu" or type(tensor) is not Tensor or torch.compiler.is_compiling():
+        return None
+    values: list[int] = tensor.tolist()
+    return values
+
+
+def host_bound(seqlens: Tensor, capacity: int) -> int | None:
+    """The longest of cache_seqlens, checked; None where the host can't read them for free."""
+    lengths = host_values(seqlens)
+    if lengths is not None and any(not 0 <= length <= capacity for length in lengths):
+        raise ArgumentError("cache_seqlens", f"must lie in 0 .. {capacity}", lengths)
+    return None if lengths is None else max(lengths, default=0)
+
+
 def check_new_tokens(k: Tensor, v: Tensor, store_k: Tensor, store_v: Tensor, batch: int) -> None:
     """Raise a typed error unless k and v can be stored beside what the cache holds."""
     for name, new, store in (("k", k, store_k), ("v", v, store_v)):
@@ -63,6 +79,43 @@ def check_new_tokens(k: Tensor, v: Tensor, store_k: Tensor, store_v: Tensor, bat
             raise DeviceError(name, f"must be on the cache's device, {store.device}", new.device)
     if k.shape[1] != v.shape[1]:
         raise ShapeError("v", f"must hold as many tokens as k, {k.shape[1]}", tuple(v.shape))
+
+
+def check_store(suffix: str, k: Tensor, v: Tensor) -> None:
+    """Raise a typed error unless caller-owned k_`suffix` and v_`suffix` belong together."""
+    for name, store in ((f"k_{suffix}", k), (f"v_{suffix}", v)):
+        if store.dim() != 4 or store.shape[:3] != k.shape[:3]:
+            expected = "must be 4-D, and k and v alike in all but the last dimension"
+            raise ShapeError(name, expected, f"{tuple(k.shape)} and {tuple(v.shape)}")
+    if v.dtype != k.dtype:
+        raise DtypeError(f"v_{suffix}", f"must have the dtype of k_{suffix}, {k.dtype}", v.dtype)
+    if v.device != k.device:
+        raise DeviceError(f"v_{suffix}", f"must be on the device of k_{suffix}", v.device)
+
+
+def check_index(name: str, tensor: Tensor, shape: tuple[int | None, ...], store: Tensor) -> None:
+    """Raise a typed error unless `tensor` is int32, beside `store`, of that shape (None: any)."""
+    fits = tensor.dim() == len(shape) and all(
+        wanted in (None, size) for wanted, size in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ShapeError(name, f"must have shape [{wanted}]", tuple(tensor.shape))
+    if tensor.dtype != torch.int32:
+        raise DtypeError(name, "must be int32", tensor.dtype)
+    if tensor.device != store.device:
+        raise DeviceError(name, f"must be on the cache's device, {store.device}", tensor.device)
+
+
+def check_beams(beam_idx: Tensor, batch: int) -> None:
+    """Raise a typed error unless beam_idx names one of `batch` sequences for each of them."""
+    if tuple(beam_idx.shape) != (batch,):
+        raise ShapeError("beam_idx", f"must have shape [{batch}]", tuple(beam_idx.shape))
+    if beam_idx.dtype not in (torch.int32, torch.int64):
+        raise DtypeError("beam_idx", "must be int32 or int64", beam_idx.dtype)
+    rows = host_values(beam_idx)
+    if rows is not None and any(not 0 <= row < batch for row in rows):
+        raise ArgumentError("beam_idx", f"must lie in 0 .. {batch - 1}", rows)
 
 
 def check_sizes(**sizes: int) -> None:

@@ -119,7 +119,9 @@ def attention_backend(
         raise IntegrationError("diffusers' context parallelism isn't available with portattn")
     for name, given in others.items():
         if given is not None:
-            raise IntegrationError(f"{name}: not known to portattn; use another attention backend")
+            raise IntegrationError(
+                f"{name!r} is not known to portattn; use another attention backend"
+            )
     out = portattn.sdpa(
         query.transpose(1, 2),
         key.transpose(1, 2),

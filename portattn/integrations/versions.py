@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from importlib import metadata
+from importlib.metadata import PackageNotFoundError, version
 
 from portattn.errors import IntegrationError
 
@@ -13,15 +13,15 @@ def require(library: str, at_least: tuple[int, ...], below: tuple[int, ...]) -> 
     supported = f">={_dotted(at_least)},<{_dotted(below)}"
     command = f"pip install '{library}{supported}'"
     try:
-        installed = metadata.version(library)
-    except metadata.PackageNotFoundError:
+        installed = version(library)
+    except PackageNotFoundError:
         raise IntegrationError(f"{library} is not installed: {command}") from None
     numbers = tuple(int(number) for number in re.findall(r"\d+", installed)[:3])
     if not at_least <= numbers < below:
         raise IntegrationError(
-            f"{library} {installed} is installed, portattn supports {supported}: {command}"
+            f"{library} {installed} is not supported, {library}{supported} is: {command}"
         )
 
 
-def _dotted(version: tuple[int, ...]) -> str:
-    return ".".join(map(str, version))
+def _dotted(numbers: tuple[int, ...]) -> str:
+    return ".".join(map(str, numbers))

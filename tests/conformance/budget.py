@@ -116,7 +116,9 @@ def check(got: dict[str, Tensor], want: Expected, dtype: torch.dtype, about: str
         if not value.numel():
             continue
         factor = 2.0 if name in ("out", "lse") else 3.0
-        kept = dtype if name != "lse" else torch.float64 if dtype == torch.float64 else torch.float32
+        kept = (
+            dtype if name != "lse" else torch.float64 if dtype == torch.float64 else torch.float32
+        )
         rounding = torch.finfo(kept).eps if kept != torch.float64 else 1e-12
         unit = 2.0**-23 if dtype != torch.float64 else 1e-13
         error, loose = (value - exact).abs(), (plain - exact).abs()
@@ -129,7 +131,9 @@ def check(got: dict[str, Tensor], want: Expected, dtype: torch.dtype, about: str
             ("max", error.max(), loose.max(), exact.abs().max()),
             ("rms", _rms(error), _rms(loose), exact.abs().max()),
         ):
-            allowed = factor * float(theirs) + rounding * float(size) + unit * want.terms.get(name, 0.0)
+            allowed = (
+                factor * float(theirs) + rounding * float(size) + unit * want.terms.get(name, 0.0)
+            )
             assert float(mine) <= allowed, (
                 f"{about}: {what} error of {name} is {float(mine):.3g}, allowed {allowed:.3g}"
             )

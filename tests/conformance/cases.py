@@ -1,4 +1,4 @@
-"""The problems every backend is held to: one line each, every rule of the semantics in some line."""
+"""The problems every backend is held to: one line each, every rule in some line."""
 
 from __future__ import annotations
 
@@ -72,7 +72,12 @@ _ALIGNED = [
 _WINDOWS = [
     dense(f"window {left},{right} causal={causal}", 1, 33, 40, window=(left, right), causal=causal)
     for left, right, causal in (
-        (4, 0, True), (0, 0, False), (7, 3, False), (-1, 5, False), (5, -1, False), (100, 100, True),
+        (4, 0, True),
+        (0, 0, False),
+        (7, 3, False),
+        (-1, 5, False),
+        (5, -1, False),
+        (100, 100, True),
     )
 ]
 _LENGTHS = [
@@ -81,7 +86,16 @@ _LENGTHS = [
 ]
 _DIMS = [
     dense(f"head_dim {d}/{dv}", 1, 9, 19, head_dim=d, head_dim_v=dv, causal=True)
-    for d, dv in ((1, 1), (8, 8), (59, 59), (111, 111), (128, 128), (256, 256), (192, 128), (40, 24))
+    for d, dv in (
+        (1, 1),
+        (8, 8),
+        (59, 59),
+        (111, 111),
+        (128, 128),
+        (256, 256),
+        (192, 128),
+        (40, 24),
+    )
 ]
 _GROUPS = [
     dense(f"heads {h}/{kv}", 2, 12, 20, heads=h, kv_heads=kv, causal=True)
@@ -90,8 +104,13 @@ _GROUPS = [
 _BIASES = [
     dense(f"bias {''.join('01'[full] for full in shape)}", 2, 9, 13, heads=4, bias=shape)
     for shape in (
-        FULL, (False, True, True, True), (True, False, False, True), (False, False, True, True),
-        (False, True, False, False), (True, True, True, False), (False, False, False, False),
+        FULL,
+        (False, True, True, True),
+        (True, False, False, True),
+        (False, False, True, True),
+        (False, True, False, False),
+        (True, True, True, False),
+        (False, False, False, False),
     )
 ]
 _MASKS = [
@@ -111,7 +130,9 @@ CASES: tuple[Case, ...] = (
     dense("softcap", 1, 20, 30, softcap=2.0, causal=True),
     dense("alibi per head", 2, 20, 30, alibi="H", heads=4),
     dense("alibi per sequence, causal", 2, 20, 30, alibi="BH", causal=True, heads=4),
-    dense("bias and mask", 2, 9, 13, bias=(False, True, True, True), mask=(True, False, True, True)),
+    dense(
+        "bias and mask", 2, 9, 13, bias=(False, True, True, True), mask=(True, False, True, True)
+    ),
     dense("bias of -inf", 1, 9, 13, bias=FULL, bias_masks=True),
     dense("mask and causal", 2, 13, 13, mask=(True, False, True, True), causal=True),
     dense("mask with grouped heads", 2, 7, 13, heads=6, kv_heads=2, mask=FULL),
@@ -132,31 +153,72 @@ CASES: tuple[Case, ...] = (
     dense("strides sliced", 2, 17, 23, strides="sliced"),
     dense("strides padded", 2, 17, 23, strides="padded", causal=True, heads=4, kv_heads=2),
     dense("dropout", 2, 17, 23, heads=4, kv_heads=2, dropout_p=0.3, causal=True),
-    dense("everything", 2, 30, 41, heads=4, kv_heads=2, head_dim=24, head_dim_v=16, causal=True,
-          window=(11, 0), softcap=3.0, alibi="BH", bias=FULL, mask=(True, False, True, True),
-          sinks=True, dropout_p=0.2),
+    dense(
+        "everything",
+        2,
+        30,
+        41,
+        heads=4,
+        kv_heads=2,
+        head_dim=24,
+        head_dim_v=16,
+        causal=True,
+        window=(11, 0),
+        softcap=3.0,
+        alibi="BH",
+        bias=FULL,
+        mask=(True, False, True, True),
+        sinks=True,
+        dropout_p=0.2,
+    ),
     ragged("varlen", (5, 9), (17, 17), (1, 33), (40, 12)),
     ragged("varlen causal", (5, 9), (17, 17), (1, 33), (40, 12), causal=True),
     ragged("varlen with empty members", (0, 9), (7, 0), (0, 0), (5, 5), causal=True),
     ragged("varlen, all empty", (0, 0), (0, 0)),
-    ragged("varlen features", (9, 9), (12, 20), heads=6, kv_heads=2, causal=True, window=(6, 0),
-           softcap=3.0, alibi="BH", sinks=True),
+    ragged(
+        "varlen features",
+        (9, 9),
+        (12, 20),
+        heads=6,
+        kv_heads=2,
+        causal=True,
+        window=(6, 0),
+        softcap=3.0,
+        alibi="BH",
+        sinks=True,
+    ),
     ragged("varlen bias and mask", (9, 9), (12, 20), bias=FULL, mask=(True, True, True, True)),
     ragged("varlen dropout", (9, 9), (12, 20), dropout_p=0.4),
-    ragged("varlen paged", (5, 9), (17, 40), (3, 16), page_size=16, causal=True,
-           differentiable=False),
+    ragged(
+        "varlen paged", (5, 9), (17, 40), (3, 16), page_size=16, causal=True, differentiable=False
+    ),
     cached("cache", 1, 5, 40, 17, heads=4, kv_heads=2),
-    *(cached(f"cache of {n} queries", n, 16, 40, 33, heads=8, kv_heads=2, causal=True)
-      for n in (1, 2, 5, 16)),
+    *(
+        cached(f"cache of {n} queries", n, 16, 40, 33, heads=8, kv_heads=2, causal=True)
+        for n in (1, 2, 5, 16)
+    ),
     cached("cache rows elsewhere", 1, 5, 40, 17, batch_idx=True),
     cached("cache with left padding", 2, 9, 40, 17, leftpad=True, causal=True),
     cached("cache, empty sequences", 1, 0, 3, 0),
-    cached("cache features", 3, 20, 7, heads=4, kv_heads=2, causal=True, window=(5, 0), softcap=2.0,
-           alibi="H", sinks=True),
+    cached(
+        "cache features",
+        3,
+        20,
+        7,
+        heads=4,
+        kv_heads=2,
+        causal=True,
+        window=(5, 0),
+        softcap=2.0,
+        alibi="H",
+        sinks=True,
+    ),
     cached("cache bias and mask", 2, 20, 7, bias=FULL, mask=(True, False, True, True)),
     cached("cache 576/512", 1, 21, heads=16, kv_heads=1, head_dim=576, head_dim_v=512),
-    *(cached(f"pages of {size}", 1, 300, 17, 1, heads=4, kv_heads=2, page_size=size, causal=True)
-      for size in (16, 64, 256)),
+    *(
+        cached(f"pages of {size}", 1, 300, 17, 1, heads=4, kv_heads=2, page_size=size, causal=True)
+        for size in (16, 64, 256)
+    ),
     cached("pages and windows", 4, 70, 35, page_size=16, causal=True, window=(20, 0)),
 )
 
@@ -169,7 +231,9 @@ class Built:
     options: Options
 
 
-def build(case: Case, dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Built:
+def build(
+    case: Case, dtype: torch.dtype, device: torch.device, generator: torch.Generator
+) -> Built:
     """Fresh random tensors for a case."""
 
     def normal(*shape: int, of: torch.dtype = dtype) -> Tensor:
@@ -264,7 +328,9 @@ def _lay_out(
 
 
 def _cumulative(lengths: list[int], device: torch.device) -> Tensor:
-    return torch.tensor([0, *lengths], dtype=torch.int32, device=device).cumsum(0, dtype=torch.int32)
+    return torch.tensor([0, *lengths], dtype=torch.int32, device=device).cumsum(
+        0, dtype=torch.int32
+    )
 
 
 def _with_strides(tensor: Tensor, strides: str) -> Tensor:
@@ -272,7 +338,9 @@ def _with_strides(tensor: Tensor, strides: str) -> Tensor:
     if strides == "bhsd":
         return tensor.transpose(1, 2).contiguous().transpose(1, 2)
     if strides == "sliced":
-        return torch.stack((tensor, torch.full_like(tensor, float("nan"))), -1).flatten(-2)[..., ::2]
+        return torch.stack((tensor, torch.full_like(tensor, float("nan"))), -1).flatten(-2)[
+            ..., ::2
+        ]
     if strides == "padded":
         wide = torch.full_like(tensor, float("nan")).repeat(1, 1, 1, 2)
         wide[..., : tensor.shape[-1]] = tensor

@@ -37,10 +37,8 @@ def attention(t: AttentionTensors, o: Options) -> tuple[Tensor, Tensor]:
 
 def sequence(t: AttentionTensors, b: int) -> tuple[Tensor, Tensor, Tensor]:
     """q [Sq, H, D], k and v [Sk, Hkv, D] of one sequence."""
-    if t.cu_seqlens_q is not None:
-        q = t.q[t.cu_seqlens_q[b] : t.cu_seqlens_q[b + 1]]
-    else:
-        q = t.q[b]
+    starts = t.cu_seqlens_q
+    q = t.q[b] if starts is None else t.q[starts[b] : starts[b + 1]]
     first = int(t.leftpad_k[b]) if t.leftpad_k is not None else 0
     if t.block_table is not None:
         if t.seqused_k is not None:
@@ -168,15 +166,18 @@ def _weights(
 
 def _of(tensor: Tensor, b: int, size: tuple[int, int]) -> Tensor:
     part = tensor[b if tensor.shape[0] > 1 else 0]
-    return part[:, : max(size[0], 1) if part.shape[1] == 1 else size[0],
-                : max(size[1], 1) if part.shape[2] == 1 else size[1]]
+    return part[
+        :,
+        : max(size[0], 1) if part.shape[1] == 1 else size[0],
+        : max(size[1], 1) if part.shape[2] == 1 else size[1],
+    ]
 
 
 def _dropout(t: AttentionTensors, probability: float, b: int, like: Tensor) -> Tensor:
     """Philox4x32-10 in numpy: counter (j, i, b H + h, offset), key the halves of the seed."""
     assert t.rng_state is not None
     seed, offset = (int(x) for x in t.rng_state)
-    heads, queries, keys = like.shape
+    heads = like.shape[0]
     h, i, j = np.meshgrid(*(np.arange(n, dtype=np.uint64) for n in like.shape), indexing="ij")
     c = [j, i, np.uint64(b * heads) + h, np.full_like(j, offset & 0xFFFFFFFF)]
     key = [seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF]
@@ -184,8 +185,12 @@ def _dropout(t: AttentionTensors, probability: float, b: int, like: Tensor) -> T
     for _ in range(10):
         a, d = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
         shift = np.uint64(32)
-        c = [(d >> shift) ^ c[1] ^ np.uint64(key[0]), d & low,
-             (a >> shift) ^ c[3] ^ np.uint64(key[1]), a & low]
+        c = [
+            (d >> shift) ^ c[1] ^ np.uint64(key[0]),
+            d & low,
+            (a >> shift) ^ c[3] ^ np.uint64(key[1]),
+            a & low,
+        ]
         key = [(key[0] + 0x9E3779B9) & 0xFFFFFFFF, (key[1] + 0xBB67AE85) & 0xFFFFFFFF]
     keep = (c[0] >> np.uint64(8)).astype(np.float64) * 2.0**-24 >= probability
     return torch.from_numpy(keep / (1 - probability)).to(like)

@@ -16,7 +16,14 @@ from portattn.dispatch import registry
 from portattn.dispatch.backend import AttentionTensors, Backend
 from portattn.dispatch.problem import AttentionProblem
 from tests.conformance import naive
-from tests.conformance.budget import GRADIENTS, Expected, check, expected, expected_gradients, problem_of
+from tests.conformance.budget import (
+    GRADIENTS,
+    Expected,
+    check,
+    expected,
+    expected_gradients,
+    problem_of,
+)
 from tests.conformance.cases import CASES, Case, build
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -84,9 +91,7 @@ def test_backward(
     problem = problem_of(t, o, "backward", lse_grad)
     if _declined(name, kind, case, dtype, problem):
         return
-    grad_out = torch.randn(
-        (*t.q.shape[:-1], t.v.shape[-1]), generator=generator
-    ).to(dtype).to(kind)
+    grad_out = torch.randn((*t.q.shape[:-1], t.v.shape[-1]), generator=generator).to(dtype).to(kind)
     # The results come from the definition: a backward must take any backend's.
     given = run(registry.load("reference"), t, o, problem_of(t, o))
     grad_lse = None

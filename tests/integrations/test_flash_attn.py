@@ -52,7 +52,11 @@ def random(*shape: int) -> Tensor:
 @pytest.mark.parametrize("dim", [32, 59, 64, 111, 128])
 @pytest.mark.parametrize(("queries", "keys"), [(17, 17), (5, 40), (40, 5), (1, 33)])
 def test_dense(kv_heads: int, dim: int, queries: int, keys: int) -> None:
-    q, k, v = random(2, queries, 6, dim), random(2, keys, kv_heads, dim), random(2, keys, kv_heads, dim)
+    q, k, v = (
+        random(2, queries, 6, dim),
+        random(2, keys, kv_heads, dim),
+        random(2, keys, kv_heads, dim),
+    )
     alibi = torch.rand(6)
     for options in (
         {},
@@ -128,7 +132,9 @@ def test_kvcache(page_size: int, rotary: str, causal: bool, new: int) -> None:
         return
     batch, heads, kv_heads, dim, room = 3, 4, 2, 32, 64
     queries = max(new, 1)
-    seqlens = torch.tensor([0, 17, 40], dtype=torch.int32) if new else torch.tensor([1, 17, 40]).int()
+    seqlens = (
+        torch.tensor([0, 17, 40], dtype=torch.int32) if new else torch.tensor([1, 17, 40]).int()
+    )
     before = seqlens.clone()
     q, k, v = random(batch, queries, heads, dim), *(random(batch, new, kv_heads, dim) for _ in "kv")
     table = None
@@ -145,10 +151,20 @@ def test_kvcache(page_size: int, rotary: str, causal: bool, new: int) -> None:
     def row(cache: Tensor, b: int) -> Tensor:
         return cache[table[b].long()].flatten(0, 1) if table is not None else cache[b]
 
-    held = [(row(k_cache, b)[:n].clone(), row(v_cache, b)[:n].clone()) for b, n in enumerate(before)]
+    held = [
+        (row(k_cache, b)[:n].clone(), row(v_cache, b)[:n].clone()) for b, n in enumerate(before)
+    ]
     out = fa.flash_attn_with_kvcache(
-        q, k_cache, v_cache, *((k, v) if new else (None, None)), **tables, cache_seqlens=seqlens,
-        block_table=table, causal=causal, rotary_interleaved=rotary == "interleaved", num_splits=3,
+        q,
+        k_cache,
+        v_cache,
+        *((k, v) if new else (None, None)),
+        **tables,
+        cache_seqlens=seqlens,
+        block_table=table,
+        causal=causal,
+        rotary_interleaved=rotary == "interleaved",
+        num_splits=3,
     )
     assert torch.equal(seqlens, before)
     for b, n in enumerate(before.tolist()):
@@ -178,8 +194,13 @@ def test_kvcache_rows_and_left_padding() -> None:
     k_cache, v_cache, q = random(5, 30, 2, 16), random(5, 30, 2, 16), random(2, 1, 4, 16)
     rows, pads = torch.tensor([3, 1], dtype=torch.int32), torch.tensor([2, 0], dtype=torch.int32)
     out, lse = fa.flash_attn_with_kvcache(
-        q, k_cache, v_cache, cache_seqlens=torch.tensor([9, 20], dtype=torch.int32),
-        cache_batch_idx=rows, cache_leftpad=pads, return_softmax_lse=True,
+        q,
+        k_cache,
+        v_cache,
+        cache_seqlens=torch.tensor([9, 20], dtype=torch.int32),
+        cache_batch_idx=rows,
+        cache_leftpad=pads,
+        return_softmax_lse=True,
     )
     torch.testing.assert_close(out[0], plain(q[0], k_cache[3, 2:9], v_cache[3, 2:9]))
     torch.testing.assert_close(out[1], plain(q[1], k_cache[1, :20], v_cache[1, :20]))
@@ -201,7 +222,10 @@ def test_kvcache_refusals_leave_the_cache_alone() -> None:
         fa.flash_attn_with_kvcache(q, k_cache, k_cache, rotary_cos=q[0, 0], rotary_sin=q[0, 0])
     with pytest.raises(ArgumentError, match="block_table: must hold pages"):
         fa.flash_attn_with_kvcache(
-            q, k_cache, k_cache, cache_seqlens=3,
+            q,
+            k_cache,
+            k_cache,
+            cache_seqlens=3,
             block_table=torch.tensor([[5]], dtype=torch.int32),
         )
     assert torch.equal(k_cache, before)
@@ -209,8 +233,16 @@ def test_kvcache_refusals_leave_the_cache_alone() -> None:
 
 def test_signatures_are_flash_attns() -> None:
     """Argument order of release 2.8, as its users pass them by position."""
-    common = ["dropout_p", "softmax_scale", "causal", "window_size", "softcap", "alibi_slopes",
-              "deterministic", "return_attn_probs"]
+    common = [
+        "dropout_p",
+        "softmax_scale",
+        "causal",
+        "window_size",
+        "softcap",
+        "alibi_slopes",
+        "deterministic",
+        "return_attn_probs",
+    ]
     lengths = ["cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k"]
     expected = {
         fa.flash_attn_func: ["q", "k", "v", *common],
@@ -220,9 +252,24 @@ def test_signatures_are_flash_attns() -> None:
         fa.flash_attn_varlen_kvpacked_func: ["q", "kv", *lengths, *common],
         fa.flash_attn_varlen_qkvpacked_func: ["qkv", "cu_seqlens", "max_seqlen", *common],
         fa.flash_attn_with_kvcache: [
-            "q", "k_cache", "v_cache", "k", "v", "rotary_cos", "rotary_sin", "cache_seqlens",
-            "cache_batch_idx", "cache_leftpad", "block_table", "softmax_scale", "causal",
-            "window_size", "softcap", "rotary_interleaved", "alibi_slopes", "num_splits",
+            "q",
+            "k_cache",
+            "v_cache",
+            "k",
+            "v",
+            "rotary_cos",
+            "rotary_sin",
+            "cache_seqlens",
+            "cache_batch_idx",
+            "cache_leftpad",
+            "block_table",
+            "softmax_scale",
+            "causal",
+            "window_size",
+            "softcap",
+            "rotary_interleaved",
+            "alibi_slopes",
+            "num_splits",
             "return_softmax_lse",
         ],
     }

@@ -44,8 +44,9 @@ def test_lse_normalises_the_scores() -> None:
 def test_splitting_keys_and_merging_is_the_whole() -> None:
     q, k, v = qkv()
     whole, lse = portattn.attention(q, k, v, return_lse=True)
-    parts = [portattn.attention(q, k[:, s], v[:, s], return_lse=True)
-             for s in (slice(0, 4), slice(4, 9))]
+    parts = [
+        portattn.attention(q, k[:, s], v[:, s], return_lse=True) for s in (slice(0, 4), slice(4, 9))
+    ]
     out, merged = portattn.merge_states(*parts[0], *parts[1])
     torch.testing.assert_close(out, whole)
     torch.testing.assert_close(merged, lse)
@@ -99,8 +100,16 @@ def test_gradcheck_with_every_differentiable_input() -> None:
     def call(*args: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v, bias, sinks = args
         result = portattn.attention(
-            q, k, v, bias=bias, sinks=sinks, alibi_slopes=slopes, softcap=3.0, causal=True,
-            window_size=(2, 0), return_lse=True,
+            q,
+            k,
+            v,
+            bias=bias,
+            sinks=sinks,
+            alibi_slopes=slopes,
+            softcap=3.0,
+            causal=True,
+            window_size=(2, 0),
+            return_lse=True,
         )
         assert isinstance(result, tuple)
         return result
@@ -143,11 +152,32 @@ def test_dropout_differs_by_call_and_its_gradient_uses_the_same_mask() -> None:
 def flat_arguments(requires_grad: bool, **changes: object) -> tuple[object, ...]:
     q, k, v = qkv(1, 4, 5, requires_grad=requires_grad)
     values: dict[str, object] = dict.fromkeys(
-        ("bias", "mask", "alibi_slopes", "sinks", "cu_seqlens_q", "cu_seqlens_k", "seqused_k",
-         "block_table", "cache_batch_idx", "leftpad_k", "rng_state")
+        (
+            "bias",
+            "mask",
+            "alibi_slopes",
+            "sinks",
+            "cu_seqlens_q",
+            "cu_seqlens_k",
+            "seqused_k",
+            "block_table",
+            "cache_batch_idx",
+            "leftpad_k",
+            "rng_state",
+        )
     )
-    values |= {"scale": 0.3, "causal": True, "left": -1, "right": 0, "softcap": 0.0,
-               "dropout_p": 0.0, "deterministic": False, "max_q": 0, "max_k": 0, "backend": None}
+    values |= {
+        "scale": 0.3,
+        "causal": True,
+        "left": -1,
+        "right": 0,
+        "softcap": 0.0,
+        "dropout_p": 0.0,
+        "deterministic": False,
+        "max_q": 0,
+        "max_k": 0,
+        "backend": None,
+    }
     values |= changes
     return (q, k, v, *values.values())
 
@@ -189,7 +219,9 @@ def test_compiles_without_graph_breaks(dynamic: bool) -> None:
     compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=dynamic)
     torch.testing.assert_close(compiled(q, k, v), function(q, k, v))
     ours = torch.autograd.grad(compiled(q, k, v).sum(), (q, k, v))
-    for got, want in zip(ours, torch.autograd.grad(function(q, k, v).sum(), (q, k, v)), strict=True):
+    for got, want in zip(
+        ours, torch.autograd.grad(function(q, k, v).sum(), (q, k, v)), strict=True
+    ):
         torch.testing.assert_close(got, want)
 
 
@@ -204,7 +236,9 @@ def test_compiles_varlen_sdpa_and_dropout() -> None:
     torch.testing.assert_close(compiled(q, k, v), varlen(q, k, v))
     x = torch.randn(2, 4, 5, 8)
     twin = torch.compile(portattn.sdpa, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(twin(x, x, x, is_causal=True), portattn.sdpa(x, x, x, is_causal=True))
+    torch.testing.assert_close(
+        twin(x, x, x, is_causal=True), portattn.sdpa(x, x, x, is_causal=True)
+    )
     dropped = torch.compile(
         lambda x: portattn.attention(x, x, x, dropout_p=0.3), backend="aot_eager", fullgraph=True
     )
@@ -223,56 +257,80 @@ BAD_ARGUMENTS = {
     "dtype of v": (DtypeError, "v", lambda q, k, v: portattn.attention(q, k, v.float())),
     "device": (DeviceError, "k", lambda q, k, v: portattn.attention(q, k.to("meta"), v)),
     "NaN scale": (
-        ArgumentError, "softmax_scale",
+        ArgumentError,
+        "softmax_scale",
         lambda q, k, v: portattn.attention(q, k, v, softmax_scale=math.nan),
     ),
     "negative window": (
-        ArgumentError, "window_size",
+        ArgumentError,
+        "window_size",
         lambda q, k, v: portattn.attention(q, k, v, window_size=(-2, 0)),
     ),
     "negative window, causal": (
-        ArgumentError, "window_size",
+        ArgumentError,
+        "window_size",
         lambda q, k, v: portattn.attention(q, k, v, window_size=(0, -3), causal=True),
     ),
     "softcap": (
-        ArgumentError, "softcap", lambda q, k, v: portattn.attention(q, k, v, softcap=-1.0)
+        ArgumentError,
+        "softcap",
+        lambda q, k, v: portattn.attention(q, k, v, softcap=-1.0),
     ),
     "dropout": (
-        ArgumentError, "dropout_p", lambda q, k, v: portattn.attention(q, k, v, dropout_p=1.0)
+        ArgumentError,
+        "dropout_p",
+        lambda q, k, v: portattn.attention(q, k, v, dropout_p=1.0),
     ),
     "bias shape": (
-        ShapeError, "bias",
+        ShapeError,
+        "bias",
         lambda q, k, v: portattn.attention(q, k, v, bias=torch.zeros(3, 7, 9)),
     ),
     "bias of bool": (
-        DtypeError, "bias",
+        DtypeError,
+        "bias",
         lambda q, k, v: portattn.attention(q, k, v, bias=torch.ones(7, 9, dtype=torch.bool)),
     ),
     "mask of float": (
-        DtypeError, "mask", lambda q, k, v: portattn.attention(q, k, v, mask=torch.ones(7, 9))
+        DtypeError,
+        "mask",
+        lambda q, k, v: portattn.attention(q, k, v, mask=torch.ones(7, 9)),
     ),
     "slopes shape": (
-        ShapeError, "alibi_slopes",
+        ShapeError,
+        "alibi_slopes",
         lambda q, k, v: portattn.attention(q, k, v, alibi_slopes=torch.ones(3)),
     ),
     "slopes dtype": (
-        DtypeError, "alibi_slopes",
+        DtypeError,
+        "alibi_slopes",
         lambda q, k, v: portattn.attention(q, k, v, alibi_slopes=torch.ones(4).half()),
     ),
     "sinks shape": (
-        ShapeError, "sinks", lambda q, k, v: portattn.attention(q, k, v, sinks=torch.ones(2))
+        ShapeError,
+        "sinks",
+        lambda q, k, v: portattn.attention(q, k, v, sinks=torch.ones(2)),
     ),
     "unknown backend": (
-        ArgumentError, "backend", lambda q, k, v: portattn.attention(q, k, v, backend="none")
+        ArgumentError,
+        "backend",
+        lambda q, k, v: portattn.attention(q, k, v, backend="none"),
     ),
     "sdpa mask and causal": (
-        ArgumentError, "attn_mask",
+        ArgumentError,
+        "attn_mask",
         lambda q, k, v: portattn.sdpa(q, q, q, attn_mask=torch.ones(4, 4), is_causal=True),
     ),
-    "sdpa heads": (ShapeError, "key", lambda q, k, v: portattn.sdpa(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))),
-    "merge shapes": (ShapeError, "lse_b", lambda q, k, v: portattn.merge_states(
-        q, torch.zeros(2, 4, 7), q, torch.zeros(2, 4, 8))),
+    "sdpa heads": (
+        ShapeError,
+        "key",
+        lambda q, k, v: portattn.sdpa(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)),
+    ),
+    "merge shapes": (
+        ShapeError,
+        "lse_b",
+        lambda q, k, v: portattn.merge_states(q, torch.zeros(2, 4, 7), q, torch.zeros(2, 4, 8)),
+    ),
 }
 
 
@@ -301,8 +359,13 @@ def test_bad_lengths_are_named(case: str) -> None:
     q, k, v = (torch.randn(7, h, 8) for h in (4, 2, 2))
     with pytest.raises(ArgumentError) as caught:
         portattn.attention_varlen(
-            q, k, v, torch.tensor(cu_q, dtype=torch.int32), torch.tensor(cu_k, dtype=torch.int32),
-            max_q, max_k,
+            q,
+            k,
+            v,
+            torch.tensor(cu_q, dtype=torch.int32),
+            torch.tensor(cu_k, dtype=torch.int32),
+            max_q,
+            max_k,
         )
     assert caught.value.argument == argument
 

@@ -45,10 +45,7 @@ def test_any_sequence_of_operations_holds_the_right_tokens(
     operations: list[tuple[str, object]], paged: bool
 ) -> None:
     cache: ContiguousKVCache | PagedKVCache
-    if paged:
-        cache = PagedKVCache(13, 4, 2, 4, max_batch=3)
-    else:
-        cache = ContiguousKVCache(3, 16, 2, 4)
+    cache = PagedKVCache(13, 4, 2, 4, max_batch=3) if paged else ContiguousKVCache(3, 16, 2, 4)
     model: Model = [[], [], []]
     for name, argument in operations:
         if name == "append":
@@ -141,7 +138,9 @@ def test_bad_arguments_are_named() -> None:
             call()
         assert caught.value.argument == argument
     borrowed = PagedKVCache.from_tensors(
-        torch.zeros(2, 4, 1, 4), torch.zeros(2, 4, 1, 4), torch.zeros(1, 2, dtype=torch.int32),
+        torch.zeros(2, 4, 1, 4),
+        torch.zeros(2, 4, 1, 4),
+        torch.zeros(1, 2, dtype=torch.int32),
         torch.zeros(1, dtype=torch.int32),
     )
     with pytest.raises(ArgumentError, match="owns its pages"):

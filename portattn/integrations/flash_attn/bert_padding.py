@@ -40,4 +40,5 @@ def unpad_input(
 def pad_input(hidden_states: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:
     """Packed [T, ...] back to [batch, seqlen, ...], zeros where there is no token."""
     padded = hidden_states.new_zeros(batch * seqlen, *hidden_states.shape[1:])
-    return padded.index_copy(0, indices, hidden_states).unflatten(0, (batch, seqlen))
+    batched: Tensor = padded.index_copy(0, indices, hidden_states).unflatten(0, (batch, seqlen))
+    return batched

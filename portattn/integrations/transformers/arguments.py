@@ -61,7 +61,6 @@ IRRELEVANT = frozenset(
 # These do, in a way that portattn has no kernel for.
 REFUSED = {
     "output_attentions": "fused attention never forms the attention weights",
-    "block_indices": "attention to chosen blocks of keys per query has no kernel",
     "sinks": "sinks that differ from query to query have no kernel",
     "block_table": "block tables are for flash-attention names, which use another cache interface",
 }
@@ -139,6 +138,6 @@ def _refusal(name: str) -> str:
     if name in REFUSED:
         return f"{name}: {REFUSED[name]}; load the model with attn_implementation='eager'"
     return (
-        f"{name}: not known to portattn, so it can't be told whether it changes attention; "
+        f"{name!r} is not known to portattn and may change the result: "
         "load the model with attn_implementation='eager', or don't pass it"
     )

@@ -193,17 +193,26 @@ def _one_query_sees_all(mask: StructuredMask) -> bool:
     )
 
 
-@cache
+@torch.compiler.assume_constant_result
 def _refuse_untested_models(config_class: type) -> None:
     """Raise for models that transformers declares unable to use any attention but their own.
 
     Some of them add the mask to their scores, or count padding by it, which is right for the float
     masks of "eager" alone. transformers checks for its own implementations, not for this one.
     """
+    if not _takes_other_attention(config_class):
+        raise IntegrationError(
+            f"{config_class.__name__.removesuffix('Config')} models can't use another attention "
+            "than their own: load them with attn_implementation='eager'"
+        )
+
+
+@cache
+def _takes_other_attention(config_class: type) -> bool:
     name = config_class.__module__
     module = sys.modules.get(name.replace("configuration_", "modeling_"))
     if module is None or module.__name__ == name:
-        return
+        return True
     models = [
         value
         for value in vars(module).values()
@@ -211,12 +220,5 @@ def _refuse_untested_models(config_class: type) -> None:
         and issubclass(value, PreTrainedModel)
         and value.__module__ == module.__name__
     ]
-    if models and not any(
-        getattr(model, flag, False)
-        for model in models
-        for flag in ("_supports_sdpa", "_supports_attention_backend")
-    ):
-        raise IntegrationError(
-            f"{config_class.__name__.removesuffix('Config')} models can't use another attention "
-            "than their own: load them with attn_implementation='eager'"
-        )
+    flags = ("_supports_sdpa", "_supports_attention_backend")
+    return not models or any(getattr(model, flag, False) for model in models for flag in flags)

@@ -1,0 +1,23 @@
+"""What the integrations' tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def no_choices_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's own settings must not decide a test."""
+    monkeypatch.delenv("PORTATTN_BACKEND", raising=False)
+    monkeypatch.delenv("PORTATTN_PROFILE", raising=False)
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    """portattn is known to transformers during the test."""
+    from portattn.integrations.transformers import register
+
+    with register():
+        yield
