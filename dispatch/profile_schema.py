@@ -20,11 +20,20 @@ from portattn.dispatch.problem import OPERATIONS, AttentionProblem, Operation
 
 _Positive = Annotated[float, Field(gt=0, lt=1e9, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=0, le=2**40)]
-_Version = Annotated[int, Field(ge=1, le=1)]
 _Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 _Text = Annotated[str, Field(min_length=1, max_length=200)]
 _Sizes = Mapping[str, Annotated[int, Field(ge=0, le=2**20)]]
 Dtype = Literal["float64", "float32", "float16", "bfloat16", "float8", "int8"]
+
+
+def _known_version(version: int) -> int:
+    if version != 1:
+        raise ValueError(f"must be 1, found {version}")
+    return version
+
+
+# Not Literal[1], which true and 1.0 equal.
+_Version = Annotated[int, AfterValidator(_known_version)]
 
 
 class _Model(BaseModel):

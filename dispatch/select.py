@@ -13,7 +13,7 @@ from portattn.dispatch.backend import Backend
 from portattn.dispatch.capability import Rejection
 from portattn.dispatch.device import Device
 from portattn.dispatch.problem import AttentionProblem
-from portattn.errors import BackendUnavailableError, NoBackendError
+from portattn.errors import ArgumentError, BackendUnavailableError, NoBackendError
 
 if TYPE_CHECKING:
     from portattn.dispatch.cost import Estimate
@@ -72,6 +72,7 @@ def select(
     from portattn.dispatch import cost
     from portattn.dispatch import profile as profiles
 
+    _set_log_level()
     live = profile is None
     used = profiles.for_device(device) if profile is None else profile
     backend = forced_backend(backend)
@@ -106,6 +107,17 @@ def select(
         forced=backend is not None,
         runner=runner,
     )
+
+
+def _set_log_level() -> None:
+    """Show the log at the level that PORTATTN_LOG names; without it, logging's settings hold."""
+    level = os.environ.get("PORTATTN_LOG", "").upper()
+    if not level or log.handlers:
+        return
+    if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ArgumentError("PORTATTN_LOG", "must be debug, info, warning or error", repr(level))
+    log.addHandler(logging.StreamHandler())
+    log.setLevel(level)
 
 
 def _reasons(

@@ -43,6 +43,8 @@ class CudaFlash:
             reasons.append("no mask or bias")
         if problem.page_size:
             reasons.append("no paged keys")
+        if problem.softmax_scale <= 0:
+            reasons.append("its maxima assume a positive softmax_scale")
         if problem.operation == "backward" and problem.deterministic:
             reasons.append("its backward is not deterministic")
         return reasons
@@ -67,7 +69,10 @@ class CudaFlash:
             window_size_left=left,
             window_size_right=right,
         )
-        return out, lse.masked_fill(lse == float("inf"), float("-inf"))
+        lse = lse.masked_fill(lse == float("inf"), float("-inf"))
+        if tensors.cu_seqlens_q is not None:
+            return _cleared(out, tensors.cu_seqlens_q), _cleared_lse(lse, tensors.cu_seqlens_q)
+        return out, lse
 
     def backward(
         self,
@@ -99,6 +104,9 @@ class CudaFlash:
             window_size_left=left,
             window_size_right=right,
         )
+        if tensors.cu_seqlens_q is not None and tensors.cu_seqlens_k is not None:
+            dq = _cleared(dq, tensors.cu_seqlens_q)
+            dk, dv = (_cleared(grad, tensors.cu_seqlens_k) for grad in (dk, dv))
         return dq, dk, dv
 
 
@@ -126,6 +134,8 @@ class CudaEfficient:
             reasons.append("no mask or bias without a copy of full size")
         if "window" in problem.features:
             reasons.append("windows are not used")
+        if problem.softmax_scale <= 0:
+            reasons.append("its maxima assume a positive softmax_scale")
         if problem.causal and problem.seqlen_q > problem.seqlen_k:
             reasons.append("rows that see no key are undefined")
         if problem.operation == "backward" and problem.deterministic:
@@ -184,6 +194,20 @@ class CudaEfficient:
             scale=problem.softmax_scale,
         )
         return dq, dk, dv
+
+
+def _cleared(rows: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Packed rows [T, H, D] with zeros past the last sequence, where the kernel writes nothing."""
+    return rows.masked_fill(_past_the_end(rows.shape[0], cu_seqlens)[:, None, None], 0.0)
+
+
+def _cleared_lse(lse: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """[H, T], -inf past the last sequence."""
+    return lse.masked_fill(_past_the_end(lse.shape[1], cu_seqlens), float("-inf"))
+
+
+def _past_the_end(rows: int, cu_seqlens: Tensor) -> Tensor:
+    return torch.arange(rows, device=cu_seqlens.device) >= cu_seqlens[-1]
 
 
 def _window(problem: AttentionProblem) -> tuple[int | None, int | None]:

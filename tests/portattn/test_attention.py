@@ -451,3 +451,20 @@ def test_decisions_are_bounded() -> None:
     for index in range(select._CACHE_LIMIT + 10):
         portattn.explain(q, k, v, softmax_scale=1.0 + index)
     assert len(select._CACHE) <= select._CACHE_LIMIT
+
+
+def test_the_log_level_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import logging
+
+    from portattn.dispatch import select
+
+    log = logging.getLogger("portattn")
+    monkeypatch.setattr(log, "handlers", [])
+    monkeypatch.setattr(log, "level", log.level)
+    monkeypatch.setenv("PORTATTN_LOG", "loud")
+    with pytest.raises(ArgumentError, match="PORTATTN_LOG: must be debug, info"):
+        select._set_log_level()
+    monkeypatch.setenv("PORTATTN_LOG", "info")
+    select._set_log_level()
+    select._set_log_level()
+    assert log.level == logging.INFO and len(log.handlers) == 1

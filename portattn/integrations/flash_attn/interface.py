@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from portattn.attention import attention, attention_varlen
-from portattn.errors import ShapeError
+from portattn.errors import ArgumentError, ShapeError
 
-Window = tuple[int, int]
+Window = Sequence[int] | Tensor
 # out, or (out, softmax_lse, None) with return_attn_probs.
 Result = Tensor | tuple[Tensor, Tensor, None]
 
@@ -35,7 +37,7 @@ def flash_attn_func(
         v,
         causal=causal,
         softmax_scale=softmax_scale,
-        window_size=window_size,
+        window_size=as_window(window_size),
         softcap=softcap,
         alibi_slopes=alibi_slopes,
         dropout_p=dropout_p,
@@ -108,8 +110,8 @@ def flash_attn_varlen_func(
     v: Tensor,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
+    max_seqlen_q: int | Tensor,
+    max_seqlen_k: int | Tensor,
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
     causal: bool = False,
@@ -131,11 +133,11 @@ def flash_attn_varlen_func(
         v,
         cu_seqlens_q,
         cu_seqlens_k,
-        max_seqlen_q,
-        max_seqlen_k,
+        _as_int(max_seqlen_q),
+        _as_int(max_seqlen_k),
         causal=causal,
         softmax_scale=softmax_scale,
-        window_size=window_size,
+        window_size=as_window(window_size),
         softcap=softcap,
         alibi_slopes=alibi_slopes,
         dropout_p=dropout_p,
@@ -151,8 +153,8 @@ def flash_attn_varlen_kvpacked_func(
     kv: Tensor,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
+    max_seqlen_q: int | Tensor,
+    max_seqlen_k: int | Tensor,
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
     causal: bool = False,
@@ -186,7 +188,7 @@ def flash_attn_varlen_kvpacked_func(
 def flash_attn_varlen_qkvpacked_func(
     qkv: Tensor,
     cu_seqlens: Tensor,
-    max_seqlen: int,
+    max_seqlen: int | Tensor,
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
     causal: bool = False,
@@ -215,6 +217,19 @@ def flash_attn_varlen_qkvpacked_func(
         deterministic,
         return_attn_probs,
     )
+
+
+def as_window(window_size: Window) -> tuple[int, int]:
+    """Any pair of numbers, a tensor's too, as (left, right); flash-attn reads all < 0 as -1."""
+    if len(window_size) != 2:
+        raise ArgumentError("window_size", "must be (left, right)", window_size)
+    left, right = (max(int(side), -1) for side in window_size)
+    return left, right
+
+
+def _as_int(length: int | Tensor) -> int:
+    """A length that may come as a tensor of one number, which is then waited for."""
+    return int(length) if isinstance(length, Tensor) else length
 
 
 def _unpack(name: str, packed: Tensor, parts: int, rank: int) -> tuple[Tensor, ...]:
