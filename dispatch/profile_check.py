@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from portattn.dispatch import registry
-from portattn.dispatch.profile_schema import HardwareProfile, Overlay, Rule
+from portattn.dispatch.profile_schema import HardwareProfile, Measurement, Overlay, Rule
 from portattn.dispatch.profile_yaml import Document, Place
 from portattn.errors import BackendUnavailableError, ProfileError
 
@@ -106,24 +106,34 @@ def _model_behind(model: Any, part: str | int) -> Any:
 
 def _check_backends(profile: HardwareProfile | Overlay, document: Document) -> None:
     for operation, names in profile.preference.items():
-        for index, name in enumerate(names):
-            place = ("preference", operation, index)
-            _check_name(name, place, document)
-            if name in names[:index]:
-                raise document.error(place, f"{name} is named twice")
+        _check_preference(names, ("preference", operation), document)
     for kernel, rules in profile.kernels.items():
-        place = ("kernels", kernel)
-        backend, _, operation = kernel.partition(".")
-        _check_order(rules, place, document)
-        parameters = _parameters(backend, operation, place, document)
-        for index, rule in enumerate(rules):
-            _check_sizes(rule.use, parameters, (*place, index, "use"), document)
+        _check_rules(kernel, rules, ("kernels", kernel), document)
     for index, record in enumerate(profile.measured):
-        _check_name(record.backend, ("measured", index, "backend"), document)
-        if record.config:
-            place = ("measured", index, "config")
-            parameters = _parameters(record.backend, record.operation, place, document)
-            _check_sizes(record.config, parameters, place, document)
+        _check_measurement(record, ("measured", index), document)
+
+
+def _check_preference(names: Sequence[str], place: Place, document: Document) -> None:
+    for index, name in enumerate(names):
+        _check_name(name, (*place, index), document)
+        if name in names[:index]:
+            raise document.error((*place, index), f"{name} is named twice")
+
+
+def _check_rules(kernel: str, rules: Sequence[Rule], place: Place, document: Document) -> None:
+    backend, _, operation = kernel.partition(".")
+    parameters = _parameters(backend, operation, place, document)
+    _check_order(rules, place, document)
+    for index, rule in enumerate(rules):
+        _check_sizes(rule.use, parameters, (*place, index, "use"), document)
+
+
+def _check_measurement(record: Measurement, place: Place, document: Document) -> None:
+    _check_name(record.backend, (*place, "backend"), document)
+    if record.config:
+        place = (*place, "config")
+        parameters = _parameters(record.backend, record.operation, place, document)
+        _check_sizes(record.config, parameters, place, document)
 
 
 def _check_name(name: str, place: Place, document: Document) -> None:

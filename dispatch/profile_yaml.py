@@ -30,6 +30,7 @@ _SURPRISES = re.compile(
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Place = tuple[str | int, ...]
+_Event = Any  # yaml.Event, whose attributes depend on its kind
 
 
 @dataclass
@@ -118,9 +119,9 @@ class _Builder:
     """Builds a Document from the parser's events."""
 
     def __init__(self, file: str, text: str) -> None:
-        self._events: Iterator[yaml.Event] = yaml.parse(text, Loader=_LOADER)
+        self._events: Iterator[_Event] = yaml.parse(text, Loader=_LOADER)
         self._document = Document(file)
-        self._resolver = yaml.resolver.Resolver()
+        self._resolver: Any = yaml.resolver.Resolver()
         self._constructor = yaml.constructor.SafeConstructor()
 
     def document(self) -> Document:
@@ -136,7 +137,7 @@ class _Builder:
             raise self._error(event, (), "only one YAML document is allowed")
         return self._document
 
-    def _value(self, event: yaml.Event, place: Place) -> Any:
+    def _value(self, event: _Event, place: Place) -> Any:
         self._refuse(event, place)
         self._document.lines.setdefault(place, _line(event))
         if isinstance(event, yaml.MappingStartEvent):
@@ -145,7 +146,7 @@ class _Builder:
             return self._sequence(place)
         return self._scalar(event, place)
 
-    def _refuse(self, event: yaml.Event, place: Place) -> None:
+    def _refuse(self, event: _Event, place: Place) -> None:
         """Refuse what a profile never needs, before anything is built from it."""
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise self._error(event, place, "anchors and aliases are not allowed")
@@ -164,13 +165,14 @@ class _Builder:
         values: dict[str, Any] = {}
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             key = self._key(event, place)
+            inner = (*place, key)
             if key in values:
-                raise self._error(event, (*place, key), "is given twice in the same mapping")
-            self._document.lines[(*place, key)] = _line(event)
-            values[key] = self._value(next(self._events), (*place, key))
+                raise self._error(event, inner, "is given twice in the same mapping")
+            self._document.lines[inner] = _line(event)
+            values[key] = self._value(next(self._events), inner)
         return values
 
-    def _key(self, event: yaml.Event, place: Place) -> str:
+    def _key(self, event: _Event, place: Place) -> str:
         self._refuse(event, place)
         if not isinstance(event, yaml.ScalarEvent):
             raise self._error(event, place, "a key must be a name, found a collection")
@@ -179,7 +181,7 @@ class _Builder:
             raise self._error(event, place, f"a key must be a name, found {_short(event.value)}")
         return key
 
-    def _scalar(self, event: yaml.Event, place: Place) -> Any:
+    def _scalar(self, event: _Event, place: Place) -> Any:
         text = event.value
         if not event.implicit[0]:
             return text  # quoted, or a block of text
@@ -194,11 +196,11 @@ class _Builder:
         except (ValueError, OverflowError) as error:
             raise self._error(event, place, f"{_short(text)} can't be read: {error}") from error
 
-    def _error(self, event: yaml.Event, place: Place, problem: str) -> ProfileError:
+    def _error(self, event: _Event, place: Place, problem: str) -> ProfileError:
         return ProfileError(self._document.file, problem, line=_line(event), key=dotted(place))
 
 
-def _line(event: yaml.Event) -> int:
+def _line(event: _Event) -> int:
     line: int = event.start_mark.line
     return line + 1
 

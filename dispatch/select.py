@@ -198,7 +198,10 @@ def cached(key: Hashable, decide: Callable[[], Decision]) -> Decision:
 
 
 def forget() -> None:
-    """Drop every cached decision and probe result, as after a change of profile or device."""
+    """Drop every cached decision, profile and probe result, as after a change of any of them."""
+    from portattn.dispatch import profile as profiles
+
+    profiles.forget()
     _CACHE.clear()
     _PROBED.clear()
     _ANNOUNCED.clear()

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import os
 import shutil
+import struct
 import tempfile
 import time
 from collections.abc import Callable
@@ -151,7 +152,7 @@ def _convert(gguf: Path, folder: Path, tell: Progress) -> None:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             gguf.parent, dtype=torch.float32, **location
         )
-    except (ValueError, KeyError, NotImplementedError) as error:
+    except (ValueError, LookupError, NotImplementedError, struct.error) as error:
         raise IntegrationError(
             f"transformers can't read {gguf}: {error}; give a transformers folder instead"
         ) from error

@@ -174,10 +174,11 @@ def test_npu_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_device_without_index_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    monkeypatch.setattr(devices, "_detect", lambda kind, index: (kind, index))
-    assert devices.of(torch.device("cuda")) == ("cuda", 3)
-    assert devices.of(torch.device("cuda:1")) == ("cuda", 1)
-    assert devices.of(torch.device("cpu")) == ("cpu", 0)
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(devices, "_detect", lambda kind, index: asked.append((kind, index)))
+    for name in ("cuda", "cuda:1", "cpu"):
+        devices.of(torch.device(name))
+    assert asked == [("cuda", 3), ("cuda", 1), ("cpu", 0)]
 
 
 def test_this_cpu_is_detected_once() -> None:

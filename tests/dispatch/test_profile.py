@@ -1,9 +1,8 @@
-"""Hardware profiles: those that ship, how one is found, overlays, and every refusal."""
+"""Hardware profiles: those that ship, which one a device has, and what it says."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,50 +17,11 @@ from portattn.dispatch import profile_yaml, registry
 from portattn.dispatch.device import Device
 from portattn.dispatch.problem import OPERATIONS, AttentionProblem
 from portattn.dispatch.profile_schema import Range, Rule, When
-from portattn.errors import BackendUnavailableError, ProfileError
+
+Write = Callable[..., Path]
 
 CPU = Device("cpu", "intel", "avx2", "A CPU", cores=4)
 PROBLEM = AttentionProblem("forward", "dense", torch.float32, 1, 64, 64, 8, 2, 64, 64, 0.125)
-WHOLE = """\
-schema: 1
-name: mine
-match: {type: cpu, family: [avx2, avx512]}
-device: {cores: 4, tflops: {float32: 0.5}, bandwidth_gbs: 20}
-preference:
-  forward: [cpu, reference]
-  backward: [cpu, reference]
-  decode: [cpu, reference]
-kernels:
-  cpu.forward:
-    - when: {head_dim: {min: 64, max: 128}, causal: true, window: false}
-      use: {block_m: 32, block_n: 64}
-    - use: {block_m: 64}
-measured:
-  - backend: cpu
-    operation: forward
-    when: {dtype: float32, gqa: 4}
-    microseconds: 12.5
-    config: {block_m: 64}
-    versions: {torch: "2.13"}
-"""
-
-
-@pytest.fixture(autouse=True)
-def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty configuration folder of the user's own; gives the overlays' folder."""
-    monkeypatch.delenv("PORTATTN_PROFILE", raising=False)
-    folder = tmp_path / "config" / "profiles"
-    folder.mkdir(parents=True)
-    monkeypatch.setattr(profiles, "overlay_path", lambda name: folder / f"{name}.yaml")
-    profiles.forget()
-    yield folder
-    profiles.forget()
-
-
-def write(file: Path, text: str) -> Path:
-    file.write_text(text, encoding="utf-8")
-    file.chmod(0o600)
-    return file
 
 
 @pytest.mark.parametrize("name", profiles.names())
@@ -197,17 +157,17 @@ def test_a_profile_fits_the_device_it_describes(name: str) -> None:
         assert device.isa[-1] == device.family
 
 
-def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch, write: Write, whole: str) -> None:
     monkeypatch.setenv("PORTATTN_PROFILE", "nvidia-t4")
     assert profiles.for_device(CPU).name == "nvidia-t4"
-    monkeypatch.setenv("PORTATTN_PROFILE", str(write(tmp_path / "my.yaml", WHOLE)))
+    monkeypatch.setenv("PORTATTN_PROFILE", str(write(whole)))
     assert profiles.for_device(CPU).name == "mine"
     monkeypatch.setenv("PORTATTN_PROFILE", "")
     assert profiles.for_device(CPU).name == "x86-avx2"
 
 
-def test_rules_and_measurements(tmp_path: Path) -> None:
-    profile = profiles.load_file(write(tmp_path / "my.yaml", WHOLE))
+def test_rules_and_measurements(write: Write, whole: str) -> None:
+    profile = profiles.load_file(write(whole))
     plain = profiles.rule(profile, "cpu.forward", PROBLEM)
     assert (dict(plain.config), plain.source) == (
         {"block_m": 64},
@@ -248,226 +208,6 @@ def test_each_condition(when: dict[str, Any], changes: dict[str, Any]) -> None:
     condition = When.model_validate(when)
     assert condition.holds(replace(PROBLEM, **changes))
     assert not condition.holds(PROBLEM)
-
-
-REFUSED = [
-    # What is replaced, by what, the line, the key, and what the message says.
-    ("schema: 1", "schema: 2", 1, "schema", "must be 1"),
-    ("schema: 1", "schema: true", 1, "schema", "found True"),
-    ("schema: 1\n", "", 1, "schema", "is missing"),
-    ("match:", "matches:", 3, "matches", "legal are schema, name, match"),
-    ("name: mine", "name: ../mine", 2, "name", "'../mine'"),
-    ("name: mine", "name: mine\nname: other", 3, "name", "given twice"),
-    ("name: mine", "name: &a mine", 2, "name", "anchors"),
-    ("name: mine", "name: *a", 2, "name", "aliases"),
-    ("name: mine", "name: !!python/name:os.system mine", 2, "name", "tags"),
-    ("name: mine", "name: !env HOME", 2, "name", "tags"),
-    ("type: cpu", "type: abacus", 3, "match.type", "'cpu', 'cuda'"),
-    ("[avx2, avx512]", "[avx2, 512]", 3, "match.family[1]", "found 512"),
-    ("cores: 4", "cores: 0", 4, "device.cores", "greater than 0"),
-    ("cores: 4", "cores: 4.0", 4, "device.cores", "integer"),
-    ("cores: 4", "cores: on", 4, "device.cores", "ambiguous"),
-    ("cores: 4", "cores: 1:30", 4, "device.cores", "ambiguous"),
-    ("cores: 4", "cores: 010", 4, "device.cores", "ambiguous"),
-    ("cores: 4", "cores: 1_0", 4, "device.cores", "ambiguous"),
-    ("float32: 0.5", "float32: .inf", 4, "device.tflops.float32", "finite"),
-    ("float32: 0.5", "float31: 0.5", 4, "device.tflops.float31", "'float32'"),
-    ("bandwidth_gbs: 20", "bandwidth_gbs: yes", 4, "device.bandwidth_gbs", "ambiguous"),
-    ("bandwidth_gbs: 20", "bandwidth_gbs: 1.0e+20", 4, "device.bandwidth_gbs", "less than"),
-    ("bandwidth_gbs: 20", "20: 20", 4, "device", "a key must be a name"),
-    ("bandwidth_gbs: 20", "[a]: 20", 4, "device", "a key must be a name"),
-    ("  decode: [cpu, reference]\n", "", 5, "preference", "lacks decode"),
-    ("  decode: [cpu", "  decode: [gpu", 8, "preference.decode[0]", "one of torch_sdpa, cpu"),
-    ("  decode: [cpu", "  decode: [reference", 8, "preference.decode[1]", "named twice"),
-    ("  decode: [cpu, reference]", "  decode: []", 8, "preference.decode", "at least 1"),
-    ("  decode: [cpu, reference]", "  decode: cpu", 8, "preference.decode", "must be a list"),
-    ("cpu.forward:", "cpu.sideways:", 10, "kernels.cpu.sideways", "cpu has cpu.forward"),
-    ("cpu.forward:", "os.system:", 10, "kernels.os.system", "must be one of"),
-    ("cpu.forward:", "reference.forward:", 10, "kernels.reference.forward", "none that can"),
-    ("min: 64,", "min: 640,", 11, "kernels.cpu.forward[0].when.head_dim", "min 640 is more"),
-    ("min: 64,", "least: 64,", 11, "kernels.cpu.forward[0].when.head_dim.least", "min, max"),
-    ("causal: true", "causal: 1", 11, "kernels.cpu.forward[0].when.causal", "boolean"),
-    ("{block_m: 32,", "{block_m: 31,", 12, "kernels.cpu.forward[0].use.block_m", "16, 32, 64"),
-    ("{block_m: 32,", "{warps: 32,", 12, "kernels.cpu.forward[0].use.warps", "block_m, block_n"),
-    ("{block_m: 32,", "{block_m: -1,", 12, "kernels.cpu.forward[0].use.block_m", "or equal to 0"),
-    ("    - use: {block_m: 64}\n", "", 11, "kernels.cpu.forward[0]", "must have no `when`"),
-    ("    - when:", "    - use: {}\n    - when:", 11, "kernels.cpu.forward[0]", "only the last"),
-    ("backend: cpu", "backend: tpu", 15, "measured[0].backend", "must be one of"),
-    ("operation: forward", "operation: sideways", 16, "measured[0].operation", "'forward'"),
-    ("microseconds: 12.5", "microseconds: -1", 18, "measured[0].microseconds", "greater than 0"),
-    ("config: {block_m: 64}", "config: {block_m: 9}", 19, "measured[0].config.block_m", "found 9"),
-    ('torch: "2.13"', "torch: 2.13", 20, "measured[0].versions.torch", "string"),
-]
-
-
-@pytest.mark.parametrize(("old", "new", "line", "key", "says"), REFUSED)
-def test_a_refusal_names_file_line_key_and_what_is_legal(
-    tmp_path: Path, old: str, new: str, line: int, key: str, says: str
-) -> None:
-    assert old in WHOLE
-    file = write(tmp_path / "my.yaml", WHOLE.replace(old, new, 1))
-    with pytest.raises(ProfileError) as caught:
-        profiles.load_file(file)
-    error = caught.value
-    assert (error.file, error.line, error.key) == (str(file), line, key)
-    assert says in error.problem
-    assert str(error) == f"{file}:{line}: {key}: {error.problem}"
-
-
-@pytest.mark.parametrize(
-    ("raw", "line", "says"),
-    [
-        (b"", 1, "is empty"),
-        (b"# nothing\n", 1, "is empty"),
-        (b"- a list\n", 1, "must be a mapping"),
-        (b"text\n", 1, "must be a mapping"),
-        (b"a: 1\nb: \xff\xfe\n", 2, "not UTF-8"),
-        (b"a: 1\nb: \x00\n", 2, "control character"),
-        (b"a: 1\nb: [1, 2\n", 3, "not YAML"),
-        (b"a: 1\n\tb: 2\n", 2, "not YAML"),
-        (b"a: 1\n---\nb: 2\n", 2, "only one"),
-        (b"a: " + b"[" * 5000, 1, "nested deeper"),
-        (b"a:\n" + b"".join(b" " * n + b"- \n" for n in range(1, 40)), 17, "nested deeper"),
-        (b"a: " + b"9" * 50_000, 1, ": a: "),
-        (b"<<: {a: 1}\n", 1, "ambiguous"),
-        (b"a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n", 1, "anchors"),
-    ],
-)
-def test_what_is_no_profile_at_all(raw: bytes, line: int, says: str, tmp_path: Path) -> None:
-    file = tmp_path / "my.yaml"
-    file.write_bytes(raw)
-    with pytest.raises(ProfileError) as caught:
-        profiles.load_file(file)
-    assert caught.value.line == line
-    assert says in str(caught.value)
-
-
-def test_a_large_file_is_refused_before_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "large.yaml"
-    file.write_bytes(b"#" * 10_000_000)
-    monkeypatch.setattr(profile_yaml, "parse", None)
-    with pytest.raises(ProfileError, match="has 10000000 bytes"):
-        profiles.load_file(file)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["../secrets", "/etc/passwd", "x86-avx2/../x86-avx2", "", ".", "x86-avx2\x00", "X86-AVX2"],
-)
-def test_a_name_leads_nowhere_else(name: str) -> None:
-    for look in (profiles.by_name, profiles.path, profiles.resolve):
-        with pytest.raises(ProfileError, match="not a shipped profile"):
-            look(name)
-
-
-def test_a_path_must_lead_to_a_file(tmp_path: Path) -> None:
-    (tmp_path / "folder.yaml").mkdir()
-    os.mkfifo(tmp_path / "pipe.yaml")
-    for name, says in (
-        ("folder.yaml", "Is a directory"),
-        ("pipe.yaml", "not a regular file"),
-        ("absent.yaml", "No such file"),
-    ):
-        with pytest.raises(ProfileError, match=says):
-            profiles.resolve(str(tmp_path / name))
-    with pytest.raises(ProfileError, match="not a file name"):
-        profiles.resolve("null\x00.yaml")
-
-
-def test_sizes_of_a_backend_that_cant_be_imported_are_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def missing(name: str) -> Any:
-        raise BackendUnavailableError(name, "no module")
-
-    monkeypatch.setattr(registry, "load", missing)
-    file = write(tmp_path / "my.yaml", WHOLE.replace("block_m: 32", "warps: 3"))
-    assert profiles.load_file(file).name == "mine"
-
-
-OVERLAY = """\
-schema: 1
-name: x86-avx2
-device: {bandwidth_gbs: 25}
-links: {host_gbs: 10}
-preference: {forward: [cpu, reference]}
-kernels:
-  cpu.forward:
-    - use: {block_m: 16, block_n: 16}
-measured:
-  - {backend: cpu, operation: forward, when: {}, microseconds: 3.0}
-"""
-
-
-def test_an_overlay_changes_what_it_names(configuration: Path) -> None:
-    write(configuration / "x86-avx2.yaml", OVERLAY)
-    shipped, profile = profiles.by_name("x86-avx2"), profiles.for_device(CPU)
-    assert profile.device.bandwidth_gbs == 25
-    assert profile.device.tflops_per_core == shipped.device.tflops_per_core
-    assert profile.links.host_gbs == 10
-    assert profile.preference_for("forward") == ("cpu", "reference")
-    assert profile.preference_for("decode") == shipped.preference_for("decode")
-    assert profiles.rule(profile, "cpu.forward", PROBLEM).config == {"block_m": 16, "block_n": 16}
-    assert profile.kernels["cpu.decode"] == shipped.kernels["cpu.decode"]
-    assert profiles.measured_us(profile, "cpu", PROBLEM) == 3.0
-    assert profiles.measured_us(shipped, "cpu", PROBLEM) is None
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "line", "key", "says"),
-    [
-        ("name: x86-avx2", "name: x86-amx", 2, "name", "must be x86-avx2"),
-        ("links:", "match:", 4, "match", "unknown key"),
-        ("block_m: 16", "block_m: 17", 8, "kernels.cpu.forward[0].use.block_m", "found 17"),
-        ("[cpu, reference]", "[mine]", 5, "preference.forward[0]", "must be one of"),
-        ("microseconds: 3.0", "seconds: 3.0", 10, "measured[0].seconds", "unknown key"),
-    ],
-)
-def test_an_overlay_with_a_fault_changes_nothing(
-    configuration: Path, old: str, new: str, line: int, key: str, says: str
-) -> None:
-    before = profiles.for_device(CPU)
-    profiles.forget()
-    file = write(configuration / "x86-avx2.yaml", OVERLAY.replace(old, new, 1))
-    for _ in range(2):  # the fault isn't forgotten after the first call
-        with pytest.raises(ProfileError) as caught:
-            profiles.for_device(CPU)
-        assert (caught.value.file, caught.value.line, caught.value.key) == (str(file), line, key)
-        assert says in caught.value.problem
-    file.unlink()
-    assert profiles.for_device(CPU) == before
-
-
-@pytest.mark.parametrize("mode", [0o660, 0o602, 0o666])
-def test_an_overlay_that_others_can_write_is_refused(configuration: Path, mode: int) -> None:
-    write(configuration / "x86-avx2.yaml", OVERLAY).chmod(mode)
-    with pytest.raises(ProfileError, match="written by others"):
-        profiles.for_device(CPU)
-
-
-def test_an_overlay_of_another_user_is_refused(
-    configuration: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = write(configuration / "x86-avx2.yaml", OVERLAY)
-    if os.getuid() == 0:
-        os.chown(file, 12345, -1)
-    else:
-        monkeypatch.setattr(os, "getuid", lambda: 12345)
-    with pytest.raises(ProfileError, match="another user"):
-        profiles.for_device(CPU)
-
-
-def test_an_overlay_is_judged_by_the_file_behind_a_link(configuration: Path) -> None:
-    target = write(configuration.parent / "elsewhere.yaml", OVERLAY)
-    target.chmod(0o666)
-    (configuration / "x86-avx2.yaml").symlink_to(target)
-    with pytest.raises(ProfileError, match="written by others"):
-        profiles.for_device(CPU)
-    target.unlink()
-    with pytest.raises(ProfileError, match="No such file"):
-        profiles.for_device(CPU)
 
 
 def test_a_profile_cant_be_changed() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import importlib.util
 import inspect
 import sys
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from portattn.errors import ArgumentError, CacheFullError, IntegrationError, ShapeError
+from portattn.errors import IntegrationError, ShapeError
 from portattn.integrations import flash_attn as fa
 
 
@@ -40,7 +43,9 @@ def plain(
         seen &= j >= i - window[0]
     if window[1] >= 0:
         seen &= j <= i + window[1]
-    p = s.masked_fill(~seen, float("-inf")).softmax(-1).nan_to_num()
+    blind = ~seen.any(-1, keepdim=True)
+    s = s.masked_fill(~seen, float("-inf")).masked_fill(blind, 0.0)
+    p = s.softmax(-1).masked_fill(blind, 0.0)
     return torch.einsum("hqk,khd->qhd", p, v)
 
 
@@ -48,28 +53,73 @@ def random(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
 
+KINDS: tuple[dict[str, Any], ...] = (
+    {},
+    {"causal": True},
+    {"window": (7, 3)},
+    {"window": (9, -1), "causal": True},
+    {"causal": True, "softcap": 3.0},
+    {"alibi": (6,)},
+    {"alibi": (2, 6), "causal": True},
+)
+
+
+def batched(q: Tensor, k: Tensor, v: Tensor, kind: dict[str, Any]) -> Tensor:
+    """The plain formula of each sequence of a batch."""
+    slopes = kind.get("alibi")
+    own = [kind if slopes is None else {**kind, "alibi": slopes.expand(len(q), -1)[b]}
+           for b in range(len(q))]  # fmt: skip
+    return torch.stack([plain(q[b], k[b], v[b], **own[b]) for b in range(len(q))])
+
+
+def flash_arguments(kind: dict[str, Any]) -> dict[str, Any]:
+    names = {"window": "window_size", "alibi": "alibi_slopes"}
+    return {names.get(name, name): value for name, value in kind.items()}
+
+
 @pytest.mark.parametrize("kv_heads", [6, 2, 1])
 @pytest.mark.parametrize("dim", [32, 59, 64, 111, 128])
 @pytest.mark.parametrize(("queries", "keys"), [(17, 17), (5, 40), (40, 5), (1, 33)])
-def test_dense(kv_heads: int, dim: int, queries: int, keys: int) -> None:
-    q, k, v = (
-        random(2, queries, 6, dim),
-        random(2, keys, kv_heads, dim),
-        random(2, keys, kv_heads, dim),
-    )
-    alibi = torch.rand(6)
-    for options in (
-        {},
-        {"causal": True},
-        {"window_size": (7, 3)},
-        {"causal": True, "softcap": 3.0},
-        {"alibi_slopes": alibi},
-    ):
-        out = fa.flash_attn_func(q, k, v, **options)
-        names = {"window_size": "window", "alibi_slopes": "alibi"}
-        same = {names.get(name, name): value for name, value in options.items()}
-        want = torch.stack([plain(q[b], k[b], v[b], **same) for b in range(2)])
+def test_dense_with_gradients(kv_heads: int, dim: int, queries: int, keys: int) -> None:
+    q, k, v = leaves = [
+        random(2, queries, 6, dim).requires_grad_(),
+        random(2, keys, kv_heads, dim).requires_grad_(),
+        random(2, keys, kv_heads, dim).requires_grad_(),
+    ]
+    grad = random(2, queries, 6, dim)
+    for kind in KINDS:
+        given = {**kind, "alibi": torch.rand(kind["alibi"])} if "alibi" in kind else kind
+        out = fa.flash_attn_func(q, k, v, **flash_arguments(given))
+        want = batched(q, k, v, given)
         torch.testing.assert_close(out, want)
+        torch.testing.assert_close(
+            torch.autograd.grad(out, leaves, grad), torch.autograd.grad(want, leaves, grad)
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("dim", "queries", "keys"), [(59, 33, 65), (111, 40, 40), (64, 70, 9)])
+def test_half_types_stay_within_twice_the_plain_formula(
+    dtype: torch.dtype, dim: int, queries: int, keys: int
+) -> None:
+    """Three times for gradients, plus one rounding of the result."""
+    given = random(2, queries, 4, dim), random(2, keys, 2, dim), random(2, keys, 2, dim)
+    halves = [x.to(dtype).requires_grad_() for x in given]
+    wide = [x.detach().double().requires_grad_() for x in halves]
+    grad = random(2, queries, 4, dim).to(dtype)
+    for kind in ({}, {"causal": True, "window": (20, -1)}):
+        results = []
+        for leaves, run in ((wide, batched), (halves, batched), (halves, None)):
+            out = (
+                run(*leaves, kind) if run else fa.flash_attn_func(*leaves, **flash_arguments(kind))
+            )
+            results.append((out, *torch.autograd.grad(out, leaves, grad.to(out.dtype))))
+        for factor, exact, formula, got in zip((2, 3, 3, 3), *results, strict=True):
+            error, allowed = (
+                (x.detach().double() - exact.detach()).abs().max() for x in (got, formula)
+            )
+            rounding = torch.finfo(dtype).eps * float(exact.detach().abs().max())
+            assert float(error) <= factor * float(allowed) + rounding
 
 
 def test_packed_forms_are_the_unpacked_one_with_gradients() -> None:
@@ -115,79 +165,20 @@ def test_varlen_from_a_padded_batch() -> None:
     assert x.grad is not None and not x.grad[~mask].any()
 
 
-def test_unpad_keeps_unused_slots() -> None:
-    x, mask = random(2, 4, 3), torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]])
-    unused = torch.tensor([[0, 0, 1, 0], [0, 1, 1, 0]])
-    packed, indices, cu, longest, used = fa.unpad_input(x, mask, unused)
-    assert cu.tolist() == [0, 3, 6] and longest == 3 and used.tolist() == [2, 1]
-    assert torch.equal(packed, fa.index_first_axis(x.flatten(0, 1), indices))
-
-
-@pytest.mark.parametrize("page_size", [0, 16, 256])
-@pytest.mark.parametrize("rotary", ["", "interleaved", "halves"])
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("new", [0, 1, 4])
-def test_kvcache(page_size: int, rotary: str, causal: bool, new: int) -> None:
-    if rotary and not new:
-        return
-    batch, heads, kv_heads, dim, room = 3, 4, 2, 32, 64
-    queries = max(new, 1)
-    seqlens = (
-        torch.tensor([0, 17, 40], dtype=torch.int32) if new else torch.tensor([1, 17, 40]).int()
-    )
-    before = seqlens.clone()
-    q, k, v = random(batch, queries, heads, dim), *(random(batch, new, kv_heads, dim) for _ in "kv")
-    table = None
-    if page_size:
-        per_row = -(-room // page_size)
-        table = torch.randperm(batch * per_row).view(batch, per_row).int()
-        k_cache, v_cache = (random(batch * per_row, page_size, kv_heads, dim) for _ in "kv")
-    else:
-        k_cache, v_cache = (random(batch, room, kv_heads, dim) for _ in "kv")
-    angle = torch.rand(room + 8, 8, dtype=torch.float64) * 6
-    cos, sin = angle.cos(), angle.sin()
-    tables = {"rotary_cos": cos, "rotary_sin": sin} if rotary else {}
-
-    def row(cache: Tensor, b: int) -> Tensor:
-        return cache[table[b].long()].flatten(0, 1) if table is not None else cache[b]
-
-    held = [
-        (row(k_cache, b)[:n].clone(), row(v_cache, b)[:n].clone()) for b, n in enumerate(before)
-    ]
-    out = fa.flash_attn_with_kvcache(
-        q,
-        k_cache,
-        v_cache,
-        *((k, v) if new else (None, None)),
-        **tables,
-        cache_seqlens=seqlens,
-        block_table=table,
-        causal=causal,
-        rotary_interleaved=rotary == "interleaved",
-        num_splits=3,
-    )
-    assert torch.equal(seqlens, before)
-    for b, n in enumerate(before.tolist()):
-        q_b, k_b = q[b], k[b]
-        if rotary:
-            steps = torch.arange(queries) if causal else torch.zeros(queries, dtype=torch.long)
-            q_b = rotated(q_b, angle[n + steps], rotary == "interleaved")
-            k_b = rotated(k_b, angle[n + torch.arange(new)], rotary == "interleaved")
-        keys, values = torch.cat((held[b][0], k_b)), torch.cat((held[b][1], v[b]))
-        torch.testing.assert_close(out[b], plain(q_b, keys, values, causal), rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(row(k_cache, b)[: n + new], keys, rtol=1e-5, atol=1e-6)
-        assert torch.equal(row(v_cache, b)[: n + new], values)
-
-
-def rotated(x: Tensor, angle: Tensor, interleaved: bool) -> Tensor:
-    """Complex multiplication of pairs: x [S, H, D], angle [S, r / 2]."""
-    half = angle.shape[-1]
-    turn = torch.polar(torch.ones_like(angle), angle)[:, None]
-    first = x[..., : 2 * half]
-    pairs = first.unflatten(-1, (half, 2)) if interleaved else first.unflatten(-1, (2, half)).mT
-    done = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * turn)
-    flat = done.flatten(-2) if interleaved else done.mT.flatten(-2)
-    return torch.cat((flat, x[..., 2 * half :]), -1)
+def test_varlen_over_pages_and_numbers_that_come_as_tensors() -> None:
+    pages = random(2, 6, 4, 2, 16)
+    table = torch.tensor([[4, 1, 3], [0, 5, 2]], dtype=torch.int32)
+    cu_q, cu_k = (torch.tensor(ends, dtype=torch.int32) for ends in ([0, 3, 5], [0, 10, 17]))
+    q = random(5, 4, 16)
+    for longest in ((3, 10), (torch.tensor(3), torch.tensor(10))):
+        out, lse, _ = fa.flash_attn_varlen_func(
+            q, *pages, cu_q, cu_k, *longest, causal=True, window_size=torch.tensor([6, 0]),
+            return_attn_probs=True, block_table=table,
+        )  # fmt: skip
+        assert lse.shape == (4, 5)
+        for b, (rows, keys) in enumerate(((slice(0, 3), 10), (slice(3, 5), 7))):
+            k, v = (x[table[b].long()].flatten(0, 1)[:keys] for x in pages)
+            torch.testing.assert_close(out[rows], plain(q[rows], k, v, True, (6, 0)))
 
 
 def test_kvcache_rows_and_left_padding() -> None:
@@ -209,26 +200,6 @@ def test_kvcache_rows_and_left_padding() -> None:
     torch.testing.assert_close(whole[0], plain(q[0], k_cache[0], v_cache[0]))
     seven = fa.flash_attn_with_kvcache(q, k_cache[:2], v_cache[:2], cache_seqlens=7)
     torch.testing.assert_close(seven[1], plain(q[1], k_cache[1, :7], v_cache[1, :7]))
-
-
-def test_kvcache_refusals_leave_the_cache_alone() -> None:
-    k_cache, q, new = random(1, 8, 2, 16), random(1, 1, 2, 16), random(1, 3, 2, 16)
-    before = k_cache.clone()
-    with pytest.raises(CacheFullError):
-        fa.flash_attn_with_kvcache(q, k_cache, k_cache, new, new, cache_seqlens=6)
-    with pytest.raises(ArgumentError, match="cache_seqlens"):
-        fa.flash_attn_with_kvcache(q, k_cache, k_cache, new, new)
-    with pytest.raises(ArgumentError, match="rotary_cos"):
-        fa.flash_attn_with_kvcache(q, k_cache, k_cache, rotary_cos=q[0, 0], rotary_sin=q[0, 0])
-    with pytest.raises(ArgumentError, match="block_table: must hold pages"):
-        fa.flash_attn_with_kvcache(
-            q,
-            k_cache,
-            k_cache,
-            cache_seqlens=3,
-            block_table=torch.tensor([[5]], dtype=torch.int32),
-        )
-    assert torch.equal(k_cache, before)
 
 
 def test_signatures_are_flash_attns() -> None:
@@ -281,7 +252,7 @@ def test_install_and_undo() -> None:
     before = {name for name in sys.modules if name.startswith("flash_attn")}
     assert not before
     with fa.install() as first:
-        fa.install()
+        assert fa.install() is first
         module = importlib.import_module("flash_attn")
         assert module.flash_attn_func is fa.flash_attn_func
         interface = importlib.import_module("flash_attn.flash_attn_interface")
@@ -289,7 +260,13 @@ def test_install_and_undo() -> None:
         assert importlib.import_module("flash_attn.bert_padding").pad_input is fa.pad_input
         rotary = importlib.import_module("flash_attn.layers.rotary")
         assert rotary.apply_rotary_emb is fa.apply_rotary_emb
-        assert importlib.util.find_spec("flash_attn") is not None
+        assert module.__version__.startswith("2.8.") and not hasattr(module, "pad_input")
+        for name in ("flash_attn", "flash_attn.flash_attn_interface", "flash_attn.layers.rotary"):
+            assert importlib.util.find_spec(name) is not None
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module("flash_attn.losses")
+        with pytest.raises(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.version("flash_attn")
     assert not [name for name in sys.modules if name.startswith("flash_attn")]
     first.undo()
     with pytest.raises(ModuleNotFoundError):

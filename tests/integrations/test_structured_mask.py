@@ -1,4 +1,4 @@
-"""StructuredMask stands for the very mask that transformers writes out, and is attended to as such."""
+"""StructuredMask stands for the mask that transformers writes out, and is attended to as such."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
         "kv_length": kv_length,
         "q_offset": q_offset,
         "kv_offset": draw(st.integers(0, q_offset)),
-        "mask_function": PATTERNS[draw(st.sampled_from(sorted(PATTERNS)))](draw(st.integers(1, 24))),
+        "mask_function": PATTERNS[draw(st.sampled_from(sorted(PATTERNS)))](
+            draw(st.integers(1, 24))
+        ),
         "attention_mask": padding,
         "device": torch.device("cpu"),
         "dtype": torch.float32,

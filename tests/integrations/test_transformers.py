@@ -142,8 +142,12 @@ def test_packed_sequences_do_not_see_each_other(family: str, explicit: bool) -> 
         cu = torch.tensor([0, 5, 14], dtype=torch.int32)
         packed |= {"cu_seq_lens_q": cu, "cu_seq_lens_k": cu, "max_length_q": 9, "max_length_k": 9}
     logits = ours(**packed).logits
-    close(logits[:, :5], eager(input_ids=first).logits)
-    close(logits[:, 5:], eager(input_ids=second).logits)
+    if not explicit:
+        # Some models look for packing in position_ids and some don't: each as under eager.
+        close(logits, eager(**packed).logits)
+    if explicit or family != "GptOss":
+        close(logits[:, :5], eager(input_ids=first).logits)
+        close(logits[:, 5:], eager(input_ids=second).logits)
 
 
 @torch.no_grad()

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-transformers = pytest.importorskip("transformers", reason="pip install 'portattn[transformers]'")
+pytest.importorskip("transformers", reason="pip install 'portattn[transformers]'")
 
+import transformers
 from transformers.masking_utils import AttentionMaskInterface
 
 from portattn.dispatch.select import Decision
@@ -101,8 +102,10 @@ class TestRegistration:
         with register(override="sdpa"), record() as counts:
             results = model.generate_batch(prompts, settings, room)
         assert transformers.AttentionInterface()["sdpa"] is before
-        found = [prompt + result.generated_tokens
-                 for prompt, result in zip(prompts, results.values(), strict=True)]
+        found = [
+            prompt + result.generated_tokens
+            for prompt, result in zip(prompts, results.values(), strict=True)
+        ]
         assert found == expected
         assert {decision.problem.layout for decision in counts} == {"varlen"}
 

@@ -193,7 +193,7 @@ def _one_query_sees_all(mask: StructuredMask) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _refuse_untested_models(config_class: type) -> None:
     """Raise for models that transformers declares unable to use any attention but their own.
 
