@@ -43,6 +43,11 @@ def options(
     backend: str | None = None,
 ) -> Options:
     """Fill the defaults: scale from the head dim, causal as a window that ends at the diagonal."""
+    # Callers that take a maximum of lengths on the device have it as a tensor.
+    if isinstance(max_seqlen_q, Tensor):
+        max_seqlen_q = int(max_seqlen_q)
+    if isinstance(max_seqlen_k, Tensor):
+        max_seqlen_k = int(max_seqlen_k)
     left, right = window_size
     return Options(
         q.shape[-1] ** -0.5 if softmax_scale is None else float(softmax_scale),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from portattn import arguments, ops
 from portattn.arguments import as_scores_shape
-from portattn.cache import KVCache
+from portattn.cache import CacheView, KVCache
 from portattn.dispatch.backend import AttentionTensors
 from portattn.errors import ArgumentError, ShapeError
 
@@ -165,32 +165,41 @@ def attention_with_kvcache(
     """
     if (k is None) != (v is None):
         raise ArgumentError("k" if k is None else "v", "k and v must be given together")
+    scores = as_scores_shape("bias", bias), as_scores_shape("mask", mask)
+    added = 0 if k is None else k.shape[1]
+    exact = scores != (None, None)
+
+    def call(view: CacheView, more: int) -> tuple[AttentionTensors, arguments.Options]:
+        tensors = AttentionTensors(
+            q,
+            view.k,
+            view.v,
+            *scores,
+            alibi_slopes,
+            sinks,
+            seqused_k=view.seqused_k,
+            block_table=view.block_table,
+            cache_batch_idx=view.cache_batch_idx,
+            leftpad_k=view.leftpad_k,
+        )
+        longest = view.max_seqlen_k + more
+        options = arguments.options(
+            q,
+            causal=causal,
+            softmax_scale=softmax_scale,
+            window_size=window_size,
+            softcap=softcap,
+            max_seqlen_k=longest if exact else _bound(longest),
+            backend=backend,
+        )
+        return tensors, options
+
     if k is not None and v is not None:
+        # A call that can't run must leave the cache as it was; a compiled one was tried before.
+        if not torch.compiler.is_compiling():
+            ops.decide("decode", *call(cache.view(), added))
         cache.append(k, v)
-    view = cache.view()
-    tensors = AttentionTensors(
-        q,
-        view.k,
-        view.v,
-        as_scores_shape("bias", bias),
-        as_scores_shape("mask", mask),
-        alibi_slopes,
-        sinks,
-        seqused_k=view.seqused_k,
-        block_table=view.block_table,
-        cache_batch_idx=view.cache_batch_idx,
-        leftpad_k=view.leftpad_k,
-    )
-    options = arguments.options(
-        q,
-        causal=causal,
-        softmax_scale=softmax_scale,
-        window_size=window_size,
-        softcap=softcap,
-        max_seqlen_k=view.max_seqlen_k,
-        backend=backend,
-    )
-    out, lse = ops.forward(tensors, options)
+    out, lse = ops.forward(*call(cache.view(), 0))
     return (out, lse) if return_lse else out
 
 
@@ -274,6 +283,11 @@ def merge_states(
     )
     assert isinstance(out, Tensor)
     return out.to(out_a.dtype), lse
+
+
+def _bound(length: int) -> int:
+    """A bound that stays the same for many steps, so that their decision is made once."""
+    return 1 << max(length - 1, 0).bit_length()
 
 
 def _rng_state(q: Tensor) -> Tensor:

@@ -10,7 +10,15 @@ from torch import Tensor
 
 import portattn
 from portattn import ContiguousKVCache, PagedKVCache
-from portattn.errors import ArgumentError, CacheFullError, DeviceError, DtypeError, ShapeError
+from portattn.errors import (
+    ArgumentError,
+    CacheFullError,
+    DeviceError,
+    DtypeError,
+    PortattnError,
+    ShapeError,
+)
+from portattn.explain import record
 
 Model = list[list[Tensor]]
 
@@ -103,6 +111,31 @@ def test_attention_appends_then_attends() -> None:
                 q[:, start:stop], cache, keys[:, start:stop], values[:, start:stop], causal=True
             )
             torch.testing.assert_close(out, whole[:, start:stop])
+
+
+def test_a_call_that_cannot_run_leaves_the_cache_alone() -> None:
+    cache = ContiguousKVCache(2, 12, 2, 8)
+    new = torch.randn(2, 3, 2, 8)
+    for wrong in (
+        {"q": torch.randn(2, 1, 3, 8)},
+        {"alibi_slopes": torch.rand(3)},
+        {"bias": torch.zeros(2, 4, 1, 2)},
+        {"softcap": -1.0},
+        {"backend": "torch_sdpa"},
+    ):
+        arguments = {"q": torch.randn(2, 1, 4, 8)} | wrong
+        with pytest.raises(PortattnError):
+            portattn.attention_with_kvcache(cache=cache, k=new, v=new, **arguments)
+        assert not cache.seqlens.any() and not cache.k.any()
+
+
+def test_steps_share_a_decision() -> None:
+    cache = ContiguousKVCache(1, 300, 1, 4)
+    new = torch.randn(1, 1, 1, 4)
+    with record() as counts:
+        for _ in range(256):
+            portattn.attention_with_kvcache(new, cache, new, new)
+    assert sum(counts.values()) == 256 and len(counts) <= 9
 
 
 def test_no_growth_over_many_steps() -> None:
