@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -64,7 +65,9 @@ def decide(
         problem = arguments.describe(
             operation, tensors, options, bias_grad=bias_grad, lse_grad=lse_grad
         )
-        return select.select(problem, devices.of(tensors.q.device), backend=options.backend)
+        device = devices.of(tensors.q.device)
+        with _without_autocast(device.type):
+            return select.select(problem, device, backend=options.backend)
 
     return select.cached(key, first_time)
 
@@ -119,7 +122,18 @@ def _run_forward(tensors: AttentionTensors, options: Options) -> tuple[Tensor, T
     for observe in observers:
         observe(decision)
     run = decision.runner.forward if operation == "forward" else decision.runner.decode
-    return run(tensors, decision.problem, decision.config)
+    with _without_autocast(tensors.q.device.type):
+        return run(tensors, decision.problem, decision.config)
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Autocast would lower the precision of the products inside a kernel."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return _NOTHING
+
+
+_NOTHING: AbstractContextManager[Any] = nullcontext()
 
 
 def _flat(tensors: AttentionTensors, options: Options) -> tuple[Any, ...]:
@@ -204,9 +218,10 @@ def _backward_impl(
     )
     for observe in observers:
         observe(decision)
-    grads = decision.runner.backward(
-        grad_out, grad_lse, out, lse, tensors, decision.problem, decision.config
-    )
+    with _without_autocast(tensors.q.device.type):
+        grads = decision.runner.backward(
+            grad_out, grad_lse, out, lse, tensors, decision.problem, decision.config
+        )
     empty = tensors.q.new_empty(0)
     return (
         grads.dq.contiguous(),

@@ -21,3 +21,18 @@ def registered() -> Iterator[None]:
 
     with register():
         yield
+
+
+@pytest.fixture
+def unregistered() -> Iterator[None]:
+    """portattn isn't known to transformers at first, whatever ran before in this process."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    tables = (AttentionInterface._global_mapping, AttentionMaskInterface._global_mapping)
+    found = [table.pop("portattn", None) for table in tables]
+    yield
+    for table, function in zip(tables, found, strict=True):
+        table.pop("portattn", None)
+        if function is not None:
+            table["portattn"] = function

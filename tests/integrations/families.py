@@ -10,6 +10,9 @@ import torch
 import transformers
 from torch import Tensor
 
+# transformers leaves much of itself untyped.
+tf: Any = transformers
+
 VOCABULARY = 64
 _COMMON = {
     "vocab_size": VOCABULARY,
@@ -142,16 +145,16 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any], str]] = {
 
 @cache
 def _decoder(name: str) -> Any:
-    config = getattr(transformers, f"{name}Config")(**{**_COMMON, **DECODERS[name]})
-    return _randomised(lambda: transformers.AutoModelForCausalLM.from_config(config))
+    config = getattr(tf, f"{name}Config")(**{**_COMMON, **DECODERS[name]})
+    return _randomised(lambda: tf.AutoModelForCausalLM.from_config(config))
 
 
 @cache
 def _encoder(name: str) -> Any:
     prefix, suffix, special, kind = ENCODERS[name]
     common = {} if kind == "image" and prefix == "Swin" else dict(_COMMON)
-    config = getattr(transformers, f"{prefix}Config")(**{**common, **special})
-    return _randomised(lambda: getattr(transformers, f"{prefix}{suffix}")(config))
+    config = getattr(tf, f"{prefix}Config")(**{**common, **special})
+    return _randomised(lambda: getattr(tf, f"{prefix}{suffix}")(config))
 
 
 def _randomised(build: Any) -> Any:

@@ -11,13 +11,16 @@ from torch import Tensor
 pytest.importorskip("diffusers", reason="pip install 'portattn[diffusers]'")
 
 import diffusers
-from diffusers.models import attention_dispatch
-from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.models import attention_dispatch as dispatching
 
 from portattn.errors import IntegrationError
 from portattn.explain import record
 from portattn.integrations import versions
 from portattn.integrations.diffusers import attention_backend, register
+
+# diffusers leaves much of itself untyped.
+dispatch: Any = dispatching
+flux_model: Any = diffusers.FluxTransformer2DModel
 
 QUERY, KEY, VALUE = torch.randn(2, 5, 4, 8), torch.randn(2, 9, 4, 8), torch.randn(2, 9, 4, 8)
 
@@ -25,7 +28,7 @@ QUERY, KEY, VALUE = torch.randn(2, 5, 4, 8), torch.randn(2, 9, 4, 8), torch.rand
 @pytest.fixture(scope="module")
 def flux() -> tuple[Any, dict[str, Tensor]]:
     """A tiny Flux transformer and its inputs."""
-    model = diffusers.FluxTransformer2DModel(
+    model = flux_model(
         patch_size=1,
         in_channels=4,
         num_layers=1,
@@ -55,7 +58,7 @@ def test_a_model(flux: tuple[Any, dict[str, Tensor]]) -> None:
         torch.testing.assert_close(model(**inputs).sample, native)
         assert sum(ran.values()) == 2
         model.reset_attention_backend()
-        with attention_dispatch.attention_backend("portattn"):
+        with dispatch.attention_backend("portattn"):
             torch.testing.assert_close(model(**inputs).sample, native)
         assert sum(ran.values()) == 4
     torch.testing.assert_close(model(**inputs).sample, native)
@@ -65,15 +68,15 @@ def test_a_model(flux: tuple[Any, dict[str, Tensor]]) -> None:
 @torch.no_grad()
 def test_undoing_leaves_diffusers_as_it_was(flux: tuple[Any, dict[str, Tensor]]) -> None:
     model, _ = flux
-    members = list(AttentionBackendName)
-    active = attention_dispatch._AttentionBackendRegistry.get_active_backend()
+    members = list(dispatch.AttentionBackendName)
+    active = dispatch._AttentionBackendRegistry.get_active_backend()
     first, second = register(), register()
     second.undo()
     model.set_attention_backend("portattn")
     first.undo()
     first.undo()
-    assert list(AttentionBackendName) == members
-    assert attention_dispatch._AttentionBackendRegistry.get_active_backend() == active
+    assert list(dispatch.AttentionBackendName) == members
+    assert dispatch._AttentionBackendRegistry.get_active_backend() == active
     with pytest.raises(ValueError, match="portattn"):
         model.set_attention_backend("portattn")
     model.reset_attention_backend()
@@ -99,7 +102,7 @@ PADDING[0, 6:] = False
 def test_arguments(arguments: dict[str, Any]) -> None:
     with register():
         found, native = (
-            dispatch_attention_fn(QUERY, KEY, VALUE, **arguments, backend=name)
+            dispatch.dispatch_attention_fn(QUERY, KEY, VALUE, **arguments, backend=name)
             for name in ("portattn", "native")
         )
     torch.testing.assert_close(found, native)
@@ -108,7 +111,7 @@ def test_arguments(arguments: dict[str, Any]) -> None:
 def test_fewer_key_heads() -> None:
     with register():
         found, native = (
-            dispatch_attention_fn(
+            dispatch.dispatch_attention_fn(
                 QUERY, KEY[:, :, :2], VALUE[:, :, :2], enable_gqa=True, backend=name
             )
             for name in ("portattn", "native")
@@ -119,7 +122,9 @@ def test_fewer_key_heads() -> None:
 @pytest.mark.parametrize("name", ["return_lse", "softcap"])
 def test_nothing_is_dropped(name: str) -> None:
     with register(), pytest.raises(IntegrationError):
-        dispatch_attention_fn(QUERY, KEY, VALUE, attention_kwargs={name: 1}, backend="portattn")
+        dispatch.dispatch_attention_fn(
+            QUERY, KEY, VALUE, attention_kwargs={name: 1}, backend="portattn"
+        )
     with pytest.raises(IntegrationError, match="parallel"):
         attention_backend(QUERY, KEY, VALUE, _parallel_config=object())
     with pytest.raises(IntegrationError, match="attn_mask"):

@@ -20,6 +20,9 @@ import transformers
 from portattn.errors import ArgumentError, IntegrationError
 from portattn.integrations import models
 
+# transformers leaves much of itself untyped.
+tf: Any = transformers
+
 
 def silent(message: str) -> None:
     """Progress that nobody reads."""
@@ -69,6 +72,7 @@ class TestWhatIsAskedFor:
             models.load_model(gguf)
         assert written() == []
 
+    @pytest.mark.usefixtures("unregistered")
     @pytest.mark.parametrize("implementation", ["portattn", "eager"])
     def test_a_transformers_folder(self, tmp_path: Path, implementation: str) -> None:
         _save_model(tmp_path)
@@ -167,7 +171,7 @@ def _convert_half(gguf: Path) -> None:
         write_config(source, folder, tell)
         os._exit(9)
 
-    models._convert = convert
+    models._convert = convert  # type: ignore[assignment]
     models.converted(gguf, silent)
 
 
@@ -177,7 +181,7 @@ def _save_model(folder: Path) -> None:
     from tokenizers import models as vocabularies
     from tokenizers.pre_tokenizers import Whitespace
 
-    config = transformers.LlamaConfig(
+    config = tf.LlamaConfig(
         vocab_size=3,
         hidden_size=16,
         intermediate_size=16,
@@ -185,8 +189,8 @@ def _save_model(folder: Path) -> None:
         num_attention_heads=2,
         num_key_value_heads=1,
     )
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tf.LlamaForCausalLM(config).save_pretrained(folder)
     words = Tokenizer(vocabularies.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
     words.pre_tokenizer = Whitespace()
-    tokenizer: Any = transformers.PreTrainedTokenizerFast(tokenizer_object=words)
+    tokenizer: Any = tf.PreTrainedTokenizerFast(tokenizer_object=words)
     tokenizer.save_pretrained(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,14 +19,12 @@ from portattn.integrations.transformers.attention import attention_forward
 from portattn.integrations.transformers.masks import attention_mask, rule_of
 from portattn.integrations.transformers.structured_mask import StructuredMask
 
-PATTERNS = {
+PATTERNS: dict[str, Callable[[int], Any]] = {
     "causal": lambda size: masking_utils.causal_mask_function,
     "full": lambda size: masking_utils.bidirectional_mask_function,
     "window": masking_utils.sliding_window_causal_mask_function,
     "window both ways": masking_utils.sliding_window_bidirectional_mask_function,
-    "chunks": lambda size: masking_utils.chunked_causal_mask_function(
-        size, torch.zeros(2, dtype=torch.int64)
-    ),
+    "chunks": lambda size: masking_utils.chunked_causal_mask_function(size, torch.zeros(2).long()),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,6 @@ from torch import Tensor
 pytest.importorskip("transformers", reason="pip install 'portattn[transformers]'")
 
 import transformers
-from transformers.masking_utils import AttentionMaskInterface
 
 from portattn.dispatch.select import Decision
 from portattn.errors import ArgumentError, IntegrationError
@@ -22,19 +22,23 @@ from portattn.integrations.transformers import NAME, register
 from portattn.integrations.transformers.attention import attention_forward
 from tests.integrations.families import decoder, encoder, encoder_inputs, left_padded, tokens
 
+# transformers leaves much of itself untyped.
+tf: Any = transformers
+
 IDS = tokens(2, 12)
-PACKED = {
+PACKED: dict[str, Any] = {
     "input_ids": IDS[:1],
     "position_ids": torch.cat([torch.arange(5), torch.arange(7)])[None],
     "use_cache": False,
 }
 LENGTHS = torch.tensor([0, 5, 12], dtype=torch.int32)
-STATED = {
+STATED: dict[str, Any] = {
     "cu_seq_lens_q": LENGTHS,
     "cu_seq_lens_k": LENGTHS,
     "max_length_q": 7,
     "max_length_k": 7,
 }
+NO_LENGTHS: dict[str, Any] = {}
 
 
 def close(found: Tensor, expected: Tensor, times: float = 1.0) -> None:
@@ -48,9 +52,10 @@ def ran(run: Callable[[], Any]) -> list[Decision]:
     return list(counts)
 
 
+@pytest.mark.usefixtures("unregistered")
 class TestRegistration:
     def test_attention_and_mask_come_and_go_together(self) -> None:
-        tables = (transformers.AttentionInterface(), AttentionMaskInterface())
+        tables = (tf.AttentionInterface(), tf.masking_utils.AttentionMaskInterface())
         assert all(NAME not in table for table in tables)
         with register():
             assert all(NAME in table for table in tables)
@@ -59,17 +64,16 @@ class TestRegistration:
     def test_undoes_only_what_it_did(self) -> None:
         first, second = register(), register()
         second.undo()
-        assert NAME in transformers.AttentionInterface()
+        assert NAME in tf.AttentionInterface()
         first.undo()
         first.undo()
-        assert NAME not in transformers.AttentionInterface()
+        assert NAME not in tf.AttentionInterface()
 
     def test_a_function_put_there_since_stays(self) -> None:
         registration = register()
-        transformers.AttentionInterface.register(NAME, print)
+        tf.AttentionInterface.register(NAME, print)
         registration.undo()
-        assert transformers.AttentionInterface()[NAME] is print
-        del transformers.AttentionInterface._global_mapping[NAME]
+        assert tf.AttentionInterface()[NAME] is print
 
     def test_the_name_means_nothing_else_to_transformers(self) -> None:
         # "flash" is looked up as a flash-attn build, a "/" as a kernel to download.
@@ -88,7 +92,7 @@ class TestRegistration:
 
     def test_continuous_batching_through_an_override(self) -> None:
         prompts = [tokens(1, length)[0].tolist() for length in (4, 6, 20)]
-        settings = transformers.GenerationConfig(
+        settings = tf.GenerationConfig(
             max_new_tokens=8, do_sample=False, eos_token_id=-1, pad_token_id=0, use_cuda_graph=False
         )
         eager = decoder("Mistral", "eager")
@@ -96,12 +100,12 @@ class TestRegistration:
             eager.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0].tolist()
             for prompt in prompts
         ]
-        before = transformers.AttentionInterface()["sdpa"]
+        before = tf.AttentionInterface()["sdpa"]
         model = decoder("Mistral", "sdpa")
-        room = transformers.ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=64)
+        room = tf.ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=64)
         with register(override="sdpa"), record() as counts:
             results = model.generate_batch(prompts, settings, room)
-        assert transformers.AttentionInterface()["sdpa"] is before
+        assert tf.AttentionInterface()["sdpa"] is before
         found = [
             prompt + result.generated_tokens
             for prompt, result in zip(prompts, results.values(), strict=True)
@@ -123,9 +127,11 @@ class TestRefusals:
     )
     def test_arguments_that_may_change_the_result(self, name: str) -> None:
         query = torch.randn(1, 2, 3, 8)
+        given: dict[str, Any] = {name: torch.ones(1)}
         with pytest.raises(IntegrationError, match=name):
-            attention_forward(torch.nn.Module(), query, query, query, **{name: torch.ones(1)})
-        attention_forward(torch.nn.Module(), query, query, query, **{name: None})
+            attention_forward(torch.nn.Module(), query, query, query, **given)
+        given[name] = None
+        attention_forward(torch.nn.Module(), query, query, query, **given)
 
     def test_an_unknown_argument_of_the_model(self) -> None:
         with pytest.raises(IntegrationError, match="novelty"):
@@ -151,8 +157,8 @@ class TestRefusals:
             | {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
             | {"encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "num_experts": 2},
         }[model]
-        config = getattr(transformers, f"{model}Config")(vocab_size=64, **small)
-        network = transformers.AutoModel.from_config(config, attn_implementation=NAME)
+        config = getattr(tf, f"{model}Config")(vocab_size=64, **small)
+        network = tf.AutoModel.from_config(config, attn_implementation=NAME)
         with pytest.raises(IntegrationError, match=f"{model} models"):
             network(**left_padded(2, 12))
 
@@ -175,7 +181,7 @@ class TestNoMaskIsWrittenOut:
     def test_of_packed_sequences(self) -> None:
         model = decoder("Mistral", NAME)
         for given in (PACKED, {**PACKED, **STATED}, {**PACKED, **STATED, "use_cache": True}):
-            for decision in ran(lambda given=given: model(**given)):
+            for decision in ran(partial(model, **given)):
                 assert decision.problem.layout == "varlen"
                 assert "mask" not in decision.problem.features
 
@@ -208,7 +214,7 @@ class TestStatedLengths:
         both = mask & (same[:, None] == same)
         found, expected = (
             attention_forward(torch.nn.Module(), query, query, query, given, **lengths)[0]
-            for given, lengths in ((mask, STATED), (both, {}))
+            for given, lengths in ((mask, STATED), (both, NO_LENGTHS))
         )
         torch.testing.assert_close(found, expected)
 
@@ -228,9 +234,7 @@ class TestAlignment:
         config["layer_types"] = ["sliding_attention", "full_attention"] * 2
         config["num_kv_shared_layers"] = 2
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            model = transformers.AutoModelForCausalLM.from_config(
-                transformers.Gemma4TextConfig(**config)
-            ).eval()
+            model = tf.AutoModelForCausalLM.from_config(tf.Gemma4TextConfig(**config)).eval()
             for keep in (1, 3):
                 logits = {}
                 for implementation in ("eager", NAME):
@@ -248,7 +252,7 @@ class TestAlignment:
 
     def test_parts_through_a_cache(self) -> None:
         model = decoder("Gemma2", NAME)
-        cache = transformers.DynamicCache(config=model.config)
+        cache = tf.DynamicCache(config=model.config)
         with torch.no_grad():
             parts = [model(part, past_key_values=cache).logits for part in IDS.split((6, 5, 1), 1)]
             close(torch.cat(parts, 1), decoder("Gemma2", "eager")(IDS).logits)
@@ -317,7 +321,7 @@ class TestCompile:
         real = inputs.get("attention_mask", torch.ones(2, 12)).bool()
         model = decoder("Mistral", NAME)
         torch._dynamo.reset()
-        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)
         with torch.no_grad():
             found = compiled(**inputs, use_cache=False).logits
             close(found[real], decoder("Mistral", "eager")(**inputs).logits[real])

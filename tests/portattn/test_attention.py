@@ -468,3 +468,21 @@ def test_the_log_level_comes_from_the_environment(monkeypatch: pytest.MonkeyPatc
     select._set_log_level()
     select._set_log_level()
     assert log.level == logging.INFO and len(log.handlers) == 1
+
+
+def test_autocast_does_not_reach_into_kernels() -> None:
+    from portattn.dispatch import select
+
+    q, k, v = qkv(dtype=torch.float32, requires_grad=True)
+    for backend in ("torch_sdpa", "cpu", "reference"):
+        want = portattn.attention(q, k, v, causal=True, backend=backend)
+        select.forget()
+        with torch.autocast("cpu", torch.bfloat16):
+            got = portattn.attention(q, k, v, causal=True, backend=backend)
+        assert torch.equal(got, want)
+        for mine, theirs in zip(
+            torch.autograd.grad(got.sum(), (q, k, v)),
+            torch.autograd.grad(want.sum(), (q, k, v)),
+            strict=True,
+        ):
+            assert torch.equal(mine, theirs)

@@ -139,7 +139,7 @@ def _structured(request: dict[str, Any]) -> StructuredMask | None:
         return None
     band = Band(int(q_offset) - kv_offset, rule.left, rule.right)
     area = region(band, q_length, kv_length)
-    padding = _padding(request["attention_mask"], kv_length, kv_offset)
+    padding = _padding(request)
     if area is None or padding is None:
         return None
     shape = (request["batch_size"], 1, q_length, kv_length)
@@ -150,7 +150,7 @@ def _structured(request: dict[str, Any]) -> StructuredMask | None:
         packing = _packing(rule.sequence_ids)
     padded = padding.numel() > 1 and not bool(padding[:, area.start : area.stop].all())
     keys = padding if padded else padding.new_ones(1, 1)
-    return StructuredMask(shape, band, keys.to(request["device"]), padded, packing)
+    return StructuredMask(shape, band, keys, padded, packing)
 
 
 def _without_chunk(rule: Rule | None, *ends: int) -> Rule | None:
@@ -162,10 +162,12 @@ def _without_chunk(rule: Rule | None, *ends: int) -> Rule | None:
     return replace(rule, chunk=0)
 
 
-def _padding(mask: Tensor | None, kv_length: int, kv_offset: int) -> Tensor | None:
+def _padding(request: dict[str, Any]) -> Tensor | None:
     """Which of the keys are no padding: bool [B, Sk], [1, 1] for all; None if it says more."""
+    mask: Tensor | None = request.get("attention_mask")
+    kv_length, kv_offset = request["kv_length"], request["kv_offset"]
     if mask is None:
-        return torch.ones(1, 1, dtype=torch.bool)
+        return torch.ones(1, 1, dtype=torch.bool, device=request.get("device"))
     if mask.dim() != 2 or mask.dtype != torch.bool:
         return None
     # A static cache has room for keys that the mask doesn't reach yet.
