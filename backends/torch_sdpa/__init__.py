@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from portattn.backends.common import definition
 from portattn.backends.torch_sdpa.cpu import CpuFlash
-from portattn.backends.torch_sdpa.cuda import CudaEfficient, CudaFlash
+from portattn.backends.torch_sdpa.cuda import CudaCudnn, CudaEfficient, CudaFlash
 from portattn.backends.torch_sdpa.kernel import Kernel
 from portattn.dispatch.backend import AttentionTensors, Config, Gradients
 from portattn.dispatch.capability import Capability
@@ -15,7 +17,7 @@ from portattn.dispatch.device import Device
 from portattn.dispatch.problem import AttentionProblem
 
 # In the order they are tried on a device that has several.
-KERNELS: tuple[Kernel, ...] = (CpuFlash(), CudaFlash(), CudaEfficient())
+KERNELS: tuple[Kernel, ...] = (CpuFlash(), CudaCudnn(), CudaFlash(), CudaEfficient())
 
 
 class TorchSdpaBackend:
@@ -51,7 +53,7 @@ class TorchSdpaBackend:
         return reasons
 
     def describe(self, problem: AttentionProblem, device: Device) -> str:
-        return self._kernel(problem, device).name
+        return _kernel(problem, device).name
 
     def probe(self, device: Device) -> None:
         """The kernels are private: each must agree with the definition on a small problem."""
@@ -103,17 +105,20 @@ class TorchSdpaBackend:
             dsinks = (total.sum(0) if total.dim() == 2 else total).to(tensors.sinks.dtype)
         return Gradients(*grads, dsinks=dsinks)
 
-    def _kernel(self, problem: AttentionProblem, device: Device) -> Kernel:
-        return next(
-            kernel
-            for kernel in KERNELS
-            if kernel.device_type == device.type and not kernel.reasons_against(problem, device)
-        )
-
     def _kernel_for(self, tensors: AttentionTensors, problem: AttentionProblem) -> Kernel:
         from portattn.dispatch import device
 
-        return self._kernel(problem, device.of(tensors.q.device))
+        return _kernel(problem, device.of(tensors.q.device))
+
+
+@lru_cache(maxsize=4096)
+def _kernel(problem: AttentionProblem, device: Device) -> Kernel:
+    """The first kernel that can run a problem that `reasons_against` found none against."""
+    return next(
+        kernel
+        for kernel in KERNELS
+        if kernel.device_type == device.type and not kernel.reasons_against(problem, device)
+    )
 
 
 def _finite(tensor: Tensor) -> bool:

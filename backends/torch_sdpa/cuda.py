@@ -1,4 +1,4 @@
-"""The flash and memory-efficient kernels for NVIDIA GPUs, with their aten names and conventions."""
+"""The cuDNN, flash and memory-efficient kernels for NVIDIA GPUs, with their aten conventions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,89 @@ _FLASH_FAMILIES = frozenset(
     {"sm_80", "sm_86", "sm_87", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_120a"}
 )
 _EFFICIENT_FAMILIES = _FLASH_FAMILIES | {"sm_70", "sm_72", "sm_75"}
+# Where it was measured to be faster than flash; elsewhere flash is.
+_CUDNN_FAMILIES = frozenset({"sm_90a"})
+_CUDNN_SHORTEST = 64
 _HALF = (torch.float16, torch.bfloat16)
 
 # custom_mask_type of aten::_efficient_attention_forward.
 _NO_MASK, _CAUSAL_BOTTOM_RIGHT = 0, 2
+
+
+class CudaCudnn:
+    """aten::_scaled_dot_product_cudnn_attention: the fastest of the three where it applies.
+
+    Takes [B, H, S, D] views, aligns causal top-left, reads grouped heads in place.
+    """
+
+    name = "cuDNN"
+    device_type = "cuda"
+
+    def reasons_against(self, problem: AttentionProblem, device: Device) -> list[str]:
+        reasons = []
+        if device.family not in _CUDNN_FAMILIES:
+            reasons.append(f"not used on {device.family}")
+        if problem.dtype not in _HALF:
+            reasons.append("float16 and bfloat16 only")
+        if problem.layout != "dense":
+            reasons.append(f"its {problem.layout} layout is not used")
+        if problem.head_dim != problem.head_dim_v:
+            reasons.append("head_dim and head_dim_v differ")
+        if problem.head_dim % 8 or problem.head_dim > 128:
+            reasons.append("head_dim must be a multiple of 8 up to 128")
+        if problem.mask or problem.bias:
+            reasons.append("no mask or bias")
+        if "window" in problem.features:
+            reasons.append("no windows")
+        if problem.causal and problem.seqlen_q != problem.seqlen_k:
+            reasons.append("its causal mask is aligned to the top left")
+        if min(problem.seqlen_q, problem.seqlen_k) < _CUDNN_SHORTEST:
+            reasons.append(f"shorter than {_CUDNN_SHORTEST} it is not used")
+        if problem.softmax_scale <= 0:
+            reasons.append("its maxima assume a positive softmax_scale")
+        if problem.operation == "backward" and problem.deterministic:
+            reasons.append("its backward is not deterministic")
+        return reasons
+
+    def forward(
+        self, tensors: AttentionTensors, problem: AttentionProblem
+    ) -> tuple[Tensor, Tensor]:
+        q, k, v = (t.transpose(1, 2) for t in _unit_strides(tensors))
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+            q, k, v, None, True, 0.0, problem.causal, False, scale=problem.softmax_scale
+        )
+        return out.transpose(1, 2), lse.view(q.shape[:3])
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        tensors: AttentionTensors,
+        problem: AttentionProblem,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (t.transpose(1, 2) for t in _unit_strides(tensors))
+        none = torch.empty((), dtype=torch.int64, device=q.device)
+        grads = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
+            _last_unit(grad_out).transpose(1, 2),
+            q,
+            k,
+            v,
+            out.transpose(1, 2),
+            lse.unsqueeze(-1),
+            none,
+            none,
+            None,
+            None,
+            None,
+            problem.seqlen_q,
+            problem.seqlen_k,
+            0.0,
+            problem.causal,
+            scale=problem.softmax_scale,
+        )
+        dq, dk, dv = (grad.transpose(1, 2) for grad in grads)
+        return dq, dk, dv
 
 
 class CudaFlash:
