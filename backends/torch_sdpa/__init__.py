@@ -30,9 +30,21 @@ class TorchSdpaBackend:
         operations={
             "forward": frozenset({"dense", "varlen"}),
             "backward": frozenset({"dense", "varlen"}),
+            "decode": frozenset({"cache"}),
         },
         features=frozenset(
-            {"causal", "window", "mask", "bias", "sinks", "gqa", "deterministic", "strided"}
+            {
+                "causal",
+                "window",
+                "mask",
+                "bias",
+                "sinks",
+                "gqa",
+                "deterministic",
+                "strided",
+                "paged",
+                "leftpad",
+            }
         ),
         max_head_dim=65536,
         promises=frozenset({"repeatable"}),
@@ -78,6 +90,8 @@ class TorchSdpaBackend:
             # 0 * NaN of a masked-out key inside the kernel: only the definition keeps it out.
             return definition.forward(tensors, problem)
         return out, lse
+
+    decode = forward
 
     def backward(
         self,

@@ -120,8 +120,8 @@ class CudaFlash:
             reasons.append("head_dim must be a multiple of 8 up to 256")
         if problem.mask or problem.bias:
             reasons.append("no mask or bias")
-        if problem.page_size:
-            reasons.append("no paged keys")
+        if problem.page_size or problem.layout == "cache":
+            reasons.append("no paged or cached keys")
         if problem.softmax_scale <= 0:
             reasons.append("its maxima assume a positive softmax_scale")
         if problem.operation == "backward" and problem.deterministic:

@@ -121,7 +121,7 @@ def test_a_call_that_cannot_run_leaves_the_cache_alone() -> None:
         {"alibi_slopes": torch.rand(3)},
         {"bias": torch.zeros(2, 4, 1, 2)},
         {"softcap": -1.0},
-        {"backend": "torch_sdpa"},
+        {"backend": "no such"},
     ):
         arguments = {"q": torch.randn(2, 1, 4, 8)} | wrong
         with pytest.raises(PortattnError):
