@@ -83,7 +83,7 @@ def visible(t: AttentionTensors, o: Options, b: int, size: tuple[int, int]) -> T
 def term_sizes(
     t: AttentionTensors, o: Options, grad_out: Tensor | None = None, grad_lse: Tensor | None = None
 ) -> dict[str, float]:
-    """The largest sum of absolute terms behind an entry of each result, times 1 + max |score|.
+    """The largest sum of absolute terms behind an entry of each result, times 1 + that of a score.
 
     One rounding of every score and every sum changes a result by this times the rounding unit,
     however much of the terms cancels.
@@ -96,16 +96,17 @@ def term_sizes(
     batch = len(t.cu_seqlens_q) - 1 if t.cu_seqlens_q is not None else len(t.q)
     for b in range(batch):
         q, k, v = sequence(t, b)
-        p, s, _ = _weights(q, k, t, o, b)
+        p, _ = _weights(q, k, t, o, b)
         group = q.shape[1] // k.shape[1]
         k, v = (x.repeat_interleave(group, 1).transpose(0, 1) for x in (k, v))
-        worst = 1.0 + (float(s[s.isfinite()].abs().max()) if bool(s.isfinite().any()) else 0.0)
+        reach = q.transpose(0, 1).abs() @ k.transpose(1, 2).abs() * abs(o.softmax_scale)
+        worst = 1.0 + (float(reach.max()) if reach.numel() else 0.0)
         grow("out", p @ v.abs() * worst)
         grow("lse", torch.tensor([worst]))
         if grad_out is None:
             continue
         g = sequence(replace(t, q=grad_out), b)[0].transpose(0, 1).to(p.dtype)
-        w = p * (g @ v.transpose(1, 2)).abs() * worst
+        w = p * (g.abs() @ v.transpose(1, 2).abs()) * worst
         w = w + p * w.sum(-1, keepdim=True)
         if grad_lse is not None and grad_lse.numel():
             w = w + p * grad_lse.abs().max().to(p.dtype) * worst
@@ -125,15 +126,15 @@ def term_sizes(
 def _one(
     q: Tensor, k: Tensor, v: Tensor, t: AttentionTensors, o: Options, b: int
 ) -> tuple[Tensor, Tensor]:
-    p, _, lse = _weights(q, k, t, o, b)
+    p, lse = _weights(q, k, t, o, b)
     v = v.repeat_interleave(q.shape[1] // v.shape[1], 1).transpose(0, 1)
     return (p @ v).transpose(0, 1), lse
 
 
 def _weights(
     q: Tensor, k: Tensor, t: AttentionTensors, o: Options, b: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention weights [H, Sq, Sk] after dropout, scores, and lse [H, Sq]."""
+) -> tuple[Tensor, Tensor]:
+    """Attention weights [H, Sq, Sk] after dropout, and lse [H, Sq]."""
     size = (len(q), len(k))
     k = k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(0, 1)
     s = q.transpose(0, 1) @ k.transpose(1, 2) * o.softmax_scale
@@ -161,7 +162,7 @@ def _weights(
     if o.dropout_p:
         p = p * _dropout(t, o.dropout_p, b, p)
     lse = torch.where(total == 0, -math.inf, top + torch.where(total == 0, 1, total).log())
-    return p, s, lse[..., 0]
+    return p, lse[..., 0]
 
 
 def _of(tensor: Tensor, b: int, size: tuple[int, int]) -> Tensor:
