@@ -28,6 +28,12 @@ ENTRIES = (
         "PyTorch's own fused kernels, where one exists for the problem",
     ),
     Entry(
+        "triton",
+        "portattn.backends.triton",
+        "TritonBackend",
+        "portable Triton kernels with every feature, for GPUs from Ampere on",
+    ),
+    Entry(
         "cpu",
         "portattn.backends.cpu",
         "CpuBackend",

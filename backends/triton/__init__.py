@@ -1,0 +1,83 @@
+"""Portable Triton kernels: every feature on NVIDIA from Ampere up, and on AMD where Triton runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from portattn.backends.common import definition
+from portattn.backends.triton import launch, tiles
+from portattn.backends.triton.forward import forward
+from portattn.dispatch.backend import AttentionTensors, Config, Gradients
+from portattn.dispatch.capability import Capability
+from portattn.dispatch.device import Device
+from portattn.dispatch.problem import FEATURES, AttentionProblem
+
+_NVIDIA = frozenset({"sm_80", "sm_86", "sm_87", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_120a"})
+_AMD = frozenset({"gfx90a", "gfx942", "gfx950"})
+
+
+class TritonBackend:
+    """One forward, one backward pair and one decode kernel, written once for every chip."""
+
+    name = "triton"
+
+    def __init__(self) -> None:
+        self.capability = Capability(
+            devices=frozenset({"cuda", "cpu"} if launch.interpreted() else {"cuda"}),
+            dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
+            operations={
+                "forward": frozenset({"dense", "varlen"}),
+                "decode": frozenset({"cache"}),
+            },
+            features=frozenset(FEATURES),
+            max_head_dim=576,
+            kernels=tiles.KERNELS,
+            promises=frozenset({"repeatable", "batch_invariant", "poison"}),
+        )
+
+    def reasons_against(self, problem: AttentionProblem, device: Device) -> list[str]:
+        reasons = self.capability.reasons_against(problem, device)
+        if device.type == "cuda" and device.family not in _NVIDIA | _AMD:
+            reasons.append(f"Triton's matrix products don't run on {device.family}")
+        return reasons
+
+    def describe(self, problem: AttentionProblem, device: Device) -> str:
+        return "Triton " + problem.operation
+
+    def probe(self, device: Device) -> None:
+        """One small causal grouped problem against the definition."""
+        where = torch.device(device.type, device.index if device.type == "cuda" else None)
+        q = torch.linspace(-1, 1, 24 * 2 * 16, device=where).half().view(1, 24, 2, 16)
+        k = q[:, :, :1].cos()
+        problem = AttentionProblem(
+            "forward", "dense", torch.float16, 1, 24, 24, 2, 1, 16, 16, 0.25, window=(-1, 0)
+        )
+        tensors = AttentionTensors(q, k, k)
+        out, lse = self.forward(tensors, problem, {})
+        right, right_lse = definition.forward(tensors, problem)
+        worst = max(float((out - right).abs().max()), float((lse - right_lse).abs().max()))
+        if not worst < 5e-3:
+            raise ArithmeticError(f"a small problem is off by {worst:.2g}")
+
+    def forward(
+        self, tensors: AttentionTensors, problem: AttentionProblem, config: Config
+    ) -> tuple[Tensor, Tensor]:
+        return forward(tensors, problem, config)
+
+    def decode(
+        self, tensors: AttentionTensors, problem: AttentionProblem, config: Config
+    ) -> tuple[Tensor, Tensor]:
+        return forward(tensors, problem, config)
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+        out: Tensor,
+        lse: Tensor,
+        tensors: AttentionTensors,
+        problem: AttentionProblem,
+        config: Config,
+    ) -> Gradients:
+        raise NotImplementedError
