@@ -145,7 +145,7 @@ def whole_keys(terms, seqlen_q, seqlen_k, first_row, last_row):
 
 
 @triton.jit
-def key_offsets(extents, operand, b, row, first, keys, seqlen_k, WIDE: tl.constexpr):
+def key_offsets(extents, operand, row, b, first, keys, seqlen_k, WIDE: tl.constexpr):
     """Offsets in elements of `keys` [BLOCK_N] of one sequence in k or v, head and dim excluded."""
     if extents.block_table is not None:
         at = first + keys
