@@ -23,9 +23,14 @@ class TritonBackend:
     name = "triton"
 
     def __init__(self) -> None:
+        interpreted = launch.interpreted()
+        dtypes = {torch.float32, torch.float16, torch.bfloat16}
+        if interpreted:
+            # Triton's interpreter multiplies the bit patterns of bfloat16.
+            dtypes.remove(torch.bfloat16)
         self.capability = Capability(
-            devices=frozenset({"cuda", "cpu"} if launch.interpreted() else {"cuda"}),
-            dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
+            devices=frozenset({"cuda", "cpu"} if interpreted else {"cuda"}),
+            dtypes=frozenset(dtypes),
             operations={
                 "forward": frozenset({"dense", "varlen"}),
                 "decode": frozenset({"cache"}),
