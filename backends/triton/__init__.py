@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from portattn.backends.common import definition
-from portattn.backends.triton import launch, tiles
-from portattn.backends.triton.forward import forward
+from portattn.backends.triton import forward, launch, tiles
 from portattn.dispatch.backend import AttentionTensors, Config, Gradients
 from portattn.dispatch.capability import Capability
 from portattn.dispatch.device import Device
@@ -68,12 +67,12 @@ class TritonBackend:
     def forward(
         self, tensors: AttentionTensors, problem: AttentionProblem, config: Config
     ) -> tuple[Tensor, Tensor]:
-        return forward(tensors, problem, config)
+        return forward.forward(tensors, problem, config)
 
     def decode(
         self, tensors: AttentionTensors, problem: AttentionProblem, config: Config
     ) -> tuple[Tensor, Tensor]:
-        return forward(tensors, problem, config)
+        return forward.forward(tensors, problem, config)
 
     def backward(
         self,
