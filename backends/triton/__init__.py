@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from portattn.backends.common import definition
-from portattn.backends.triton import forward, launch, tiles
+from portattn.backends.triton import decode, forward, launch, tiles
 from portattn.dispatch.backend import AttentionTensors, Config, Gradients
 from portattn.dispatch.capability import Capability
 from portattn.dispatch.device import Device
@@ -72,7 +72,7 @@ class TritonBackend:
     def decode(
         self, tensors: AttentionTensors, problem: AttentionProblem, config: Config
     ) -> tuple[Tensor, Tensor]:
-        return forward.forward(tensors, problem, config)
+        return decode.decode(tensors, problem, config)
 
     def backward(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import torch
@@ -26,6 +27,31 @@ def interpreted() -> bool:
 def family(tensor: Tensor) -> str:
     """The architecture family that kernels run on."""
     return devices.of(tensor.device).family
+
+
+def device(tensor: Tensor) -> devices.Device:
+    """The device that kernels run on."""
+    return devices.of(tensor.device)
+
+
+_COUNTERS: dict[tuple[Any, ...], Tensor] = {}
+
+
+def counters(like: Tensor, count: int) -> Tensor:
+    """int32 zeros that the kernel leaves zero, so that they are cleared only once.
+
+    Kernels on one stream follow each other and share them. A captured graph may be replayed
+    beside anything, so it clears its own.
+    """
+    if like.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return torch.zeros(count, dtype=torch.int32, device=like.device)
+    stream = torch.cuda.current_stream(like.device) if like.device.type == "cuda" else None
+    key = (like.device, stream, threading.get_ident() if stream is None else 0)
+    found = _COUNTERS.get(key)
+    if found is None or found.numel() < count:
+        found = torch.zeros(max(count, 4096), dtype=torch.int32, device=like.device)
+        _COUNTERS[key] = found
+    return found
 
 
 def run(kernel: Any, programs: int, *args: Any, **options: Any) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from portattn.dispatch.backend import Config
+from portattn.dispatch.device import Device
 from portattn.dispatch.problem import AttentionProblem
 
 # Legal values of each kernel's parameters; profiles are checked against them.
@@ -17,7 +18,17 @@ KERNELS = {
         "warps": (1, 2, 4, 8),
         "stages": (1, 2, 3, 4, 5),
     },
+    "triton.decode": {
+        "block_m": (16, 32, 64, 128),
+        "block_n": (16, 32, 64, 128, 256),
+        "warps": (1, 2, 4, 8),
+        "stages": (1, 2, 3, 4, 5, 6),
+        "programs": (1, 2, 3, 4, 6, 8),
+    },
 }
+
+# Tiles of keys that one program takes where a sequence must be split by its own length alone.
+RUN_ALONE = 16
 
 
 class Tile(NamedTuple):
@@ -27,6 +38,16 @@ class Tile(NamedTuple):
     block_n: int
     warps: int
     stages: int
+
+
+class DecodeTile(NamedTuple):
+    """A Tile, and the programs for each of the device's multiprocessors."""
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+    programs: int
 
 
 def forward(problem: AttentionProblem, family: str, config: Config) -> Tile:
@@ -45,3 +66,20 @@ def _forward_default(problem: AttentionProblem, family: str) -> Tile:
     if wide <= 128:
         return Tile(128, 64, 8, 2)
     return Tile(64, 32, 4, 2)
+
+
+def decode(problem: AttentionProblem, device: Device, config: Config) -> DecodeTile:
+    rows = problem.seqlen_q * (problem.heads // problem.kv_heads)
+    block_m = 16 if rows <= 16 else 32 if rows <= 32 else 64
+    return _decode_default(problem, block_m)._replace(**config)
+
+
+def _decode_default(problem: AttentionProblem, block_m: int) -> DecodeTile:
+    bytes_per_key = (problem.head_dim + problem.head_dim_v) * problem.dtype.itemsize
+    if bytes_per_key <= 256:
+        return DecodeTile(block_m, 128, 4, 3, 2)
+    if bytes_per_key <= 512:
+        return DecodeTile(block_m, 64, 4, 3, 2)
+    if bytes_per_key <= 1024:
+        return DecodeTile(block_m, 32, 4, 3, 2)
+    return DecodeTile(block_m, 16, 4, 2, 1)

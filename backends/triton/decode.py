@@ -1,0 +1,335 @@
+"""Attention of a few new queries over a KV cache, spread evenly over the device.
+
+LeanAttention (arXiv 2405.10480): the tiles of keys of all sequences and kv heads form one list,
+
+    sequence 0, head 0: tiles 0 .. T0-1 | sequence 0, head 1: ... | sequence 1, head 0: ... | ...
+
+and each of P programs takes an equal, contiguous run of it, wherever that begins and ends. The
+lengths are read on the device, so a captured graph replays with lengths that have grown. The query
+heads of a kv head are packed as rows of one tile: row r is query r // group of head r % group.
+
+A run that holds an output's whole list writes it. Otherwise it leaves (acc, l, m) in its slot of
+the workspace, and whoever comes last merges them in the order of the programs, first within 16
+neighbours, then across: the result doesn't depend on who that was. A program has two slots, for an
+output that began before its run and for one that goes on after it.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from portattn.backends.triton import launch, tiles
+from portattn.backends.triton.forward import add_visible_nonfinite, attend
+from portattn.backends.triton.primitives import (
+    LN2,
+    LOG2E,
+    key_span,
+    load_rows,
+    store_rows,
+    visible_keys,
+)
+from portattn.dispatch.backend import AttentionTensors, Config
+from portattn.dispatch.problem import AttentionProblem
+
+# Programs that merge among themselves before their results are merged.
+NEIGHBOURS = tl.constexpr(16)
+_SEQUENCES_AT_ONCE = 1024
+
+
+@triton.jit
+def tile_count(extents, terms, b, valid, seqlen_q, run, BLOCK_N: tl.constexpr, ALONE: tl.constexpr):
+    """Tiles of keys of sequences b (a scalar or vector): at least one; whole runs if ALONE."""
+    seqlen_k = tl.load(extents.seqused_k + b, mask=valid, other=0)
+    if extents.leftpad_k is not None:
+        seqlen_k -= tl.load(extents.leftpad_k + b, mask=valid, other=0)
+    lo, hi = visible_keys(terms, seqlen_q, tl.maximum(seqlen_k, 0), 0, seqlen_q - 1)
+    count = tl.maximum(tl.cdiv(hi, BLOCK_N) - lo // BLOCK_N, 1)
+    if ALONE:
+        count = tl.cdiv(count, run) * run
+    return tl.where(valid, count, 0)
+
+
+@triton.jit
+def list_length(extents, terms, batch, seqlen_q, run, BLOCK_N: tl.constexpr, ALONE: tl.constexpr,
+                AT_ONCE: tl.constexpr):  # fmt: skip
+    """Tiles of all sequences, for one kv head and row tile."""
+    total = batch * 0
+    for start in tl.range(0, batch, AT_ONCE):
+        b = start + tl.arange(0, AT_ONCE)
+        total += tl.sum(tile_count(extents, terms, b, b < batch, seqlen_q, run, BLOCK_N, ALONE))
+    return total
+
+
+@triton.jit
+def find(extents, terms, batch, units, place, seqlen_q, run, BLOCK_N: tl.constexpr,
+         ALONE: tl.constexpr, AT_ONCE: tl.constexpr):  # fmt: skip
+    """(sequence that holds a place in the list, tiles per unit before that sequence)."""
+    found = batch * 0
+    before = batch * 0
+    past = batch * 0
+    for start in tl.range(0, batch, AT_ONCE):
+        b = start + tl.arange(0, AT_ONCE)
+        count = tile_count(extents, terms, b, b < batch, seqlen_q, run, BLOCK_N, ALONE)
+        ends = past + tl.cumsum(count, 0)
+        earlier = (b < batch) & (ends * units <= place)
+        found += tl.sum(earlier.to(tl.int32))
+        before = tl.maximum(before, tl.max(tl.where(earlier, ends, 0)))
+        past += tl.sum(count)
+    return found, before
+
+
+@triton.jit
+def merge(work, sums, slots_from, slots_to, step, first, first_slot, row_ids, valid,
+          BLOCK_M: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr):  # fmt: skip
+    """Merge the partial results of programs slots_from .. slots_to, every step-th of them.
+
+    The first program of the output keeps it in first_slot, the others in their slot 0.
+    """
+    acc0 = tl.zeros([BLOCK_M, DV0], tl.float32)
+    acc1 = tl.zeros([BLOCK_M, DV1 if DV1 > 0 else 1], tl.float32)
+    l = tl.zeros([BLOCK_M], tl.float32)
+    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    for program in tl.range(slots_from, slots_to, step):
+        slot = 2 * program
+        if program <= first:
+            slot = 2 * first + first_slot
+        m_part = tl.load(sums + slot * (2 * BLOCK_M) + row_ids, cache_modifier=".cg")
+        l_part = tl.load(sums + slot * (2 * BLOCK_M) + BLOCK_M + row_ids, cache_modifier=".cg")
+        m_new = tl.maximum(m, m_part)
+        base = tl.where(m_new == float("-inf"), 0.0, m_new)
+        old, new = tl.exp2(m - base), tl.exp2(m_part - base)
+        l = l * old + l_part * new
+        m = m_new
+        at = slot.to(tl.int64) * (BLOCK_M * (DV0 + DV1)) + row_ids[:, None] * (DV0 + DV1)
+        pointers = work + at + tl.arange(0, DV0)[None, :]
+        part = tl.load(pointers, mask=valid[:, None], other=0.0, cache_modifier=".cg")
+        acc0 = acc0 * old[:, None] + part * new[:, None]
+        if DV1 > 0:
+            pointers = work + at + DV0 + tl.arange(0, DV1)[None, :]
+            part = tl.load(pointers, mask=valid[:, None], other=0.0, cache_modifier=".cg")
+            acc1 = acc1 * old[:, None] + part * new[:, None]
+    return acc0, acc1, l, m
+
+
+@triton.jit
+def keep(work, sums, slot, acc0, acc1, l, m, row_ids, valid,
+         BLOCK_M: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr):  # fmt: skip
+    """Leave a partial result in a slot of the workspace."""
+    tl.store(sums + slot * (2 * BLOCK_M) + row_ids, m)
+    tl.store(sums + slot * (2 * BLOCK_M) + BLOCK_M + row_ids, l)
+    at = slot.to(tl.int64) * (BLOCK_M * (DV0 + DV1)) + row_ids[:, None] * (DV0 + DV1)
+    tl.store(work + at + tl.arange(0, DV0)[None, :], acc0, mask=valid[:, None])
+    if DV1 > 0:
+        tl.store(work + at + DV0 + tl.arange(0, DV1)[None, :], acc1, mask=valid[:, None])
+    # Every thread's stores come before this program's arrival at the counter.
+    tl.debug_barrier()
+
+
+@triton.jit
+def write(out, lse, acc0, acc1, l, m, b, queries, heads, valid,
+          DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr):  # fmt: skip
+    """out = acc / l and lse of one tile of rows."""
+    weight = tl.where(l == 0.0, 0.0, 1.0 / l)
+    at = b.to(tl.int64) * out.batch + queries.to(tl.int64) * out.row
+    at += heads.to(tl.int64) * out.head
+    store_rows(out.ptr, at, valid, out.dim, acc0 * weight[:, None], 0, DV0, DV)
+    if DV1 > 0:
+        store_rows(out.ptr, at, valid, out.dim, acc1 * weight[:, None], DV0, DV1, DV)
+    value = tl.where(l == 0.0, float("-inf"), m * LN2 + tl.log(l))
+    at = b.to(tl.int64) * lse.batch + heads.to(tl.int64) * lse.head + queries * lse.row
+    tl.store(lse.ptr + at, value, mask=valid)
+
+
+@triton.jit
+def decode_kernel(
+    q, k, v, out, lse, work, sums, counters, extents, terms, batch, kv_heads, row_tiles, run,
+    GROUP: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ALONE: tl.constexpr, AT_ONCE: tl.constexpr,
+    FUSED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program's run of the list; `run` tiles if ALONE, otherwise an equal share."""
+    pid = tl.program_id(0)
+    seqlen_q = extents.seqlen_q
+    units = kv_heads * row_tiles
+    batch = batch + pid * 0
+    length = list_length(extents, terms, batch, seqlen_q, run, BLOCK_N, ALONE, AT_ONCE) * units
+    if not ALONE:
+        run = tl.cdiv(length, tl.num_programs(0))
+    place = pid * run
+    end = tl.minimum(place + run, length)
+    if place >= end:
+        return
+    b, before = find(
+        extents, terms, batch, units, place, seqlen_q, run, BLOCK_N, ALONE, AT_ONCE
+    )  # fmt: skip
+    count = tile_count(extents, terms, b, b < batch, seqlen_q, run, BLOCK_N, ALONE)
+    unit = (place - before * units) // count
+    tile = (place - before * units) % count
+    row_ids = tl.arange(0, BLOCK_M)
+
+    while place < end:
+        h_kv = unit % kv_heads
+        packed = unit // kv_heads * BLOCK_M + row_ids
+        queries = packed // GROUP
+        heads = h_kv * GROUP + packed % GROUP
+        valid = queries < seqlen_q
+        row, first, seqlen_k = key_span(extents, b)
+        lo, hi = visible_keys(terms, seqlen_q, tl.maximum(seqlen_k, 0), 0, seqlen_q - 1)
+        stop = tl.minimum(count, tile + end - place)
+        key_lo = (lo // BLOCK_N + tile) * BLOCK_N
+        key_hi = tl.minimum((lo // BLOCK_N + stop) * BLOCK_N, hi)
+
+        q_at = b.to(tl.int64) * q.batch + queries.to(tl.int64) * q.row
+        q_at += heads.to(tl.int64) * q.head
+        q0 = load_rows(q.ptr, q_at, valid, q.dim, 0, D0, D, True)
+        q1 = q0
+        if D1 > 0:
+            q1 = load_rows(q.ptr, q_at, valid, q.dim, D0, D1, D, True)
+        m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        l = tl.zeros([BLOCK_M], tl.float32)
+        if terms.sinks is not None:
+            sink = tl.load(terms.sinks + heads).to(tl.float32) * LOG2E
+            sink = tl.where(tile == 0, sink, float("-inf"))
+            m = tl.maximum(m, sink)
+            l = tl.where(sink == float("-inf"), 0.0, 1.0)
+        l_start, m_start = l, m
+        acc0 = tl.zeros([BLOCK_M, DV0], tl.float32)
+        acc1 = tl.zeros([BLOCK_M, DV1 if DV1 > 0 else 1], tl.float32)
+        acc0, acc1, l, m = attend(
+            acc0, acc1, l, m, q0, q1, k, v, extents, terms, 0, b, heads[:, None], h_kv, queries,
+            seqlen_q, seqlen_k, row, first, key_lo, key_hi,
+            D, D0, D1, DV, DV0, DV1, BLOCK_N, True, False, FUSED, WIDE, PRECISION,
+        )  # fmt: skip
+        broken = tl.max((acc0 != acc0).to(tl.int32))
+        if DV1 > 0:
+            broken = tl.maximum(broken, tl.max((acc1 != acc1).to(tl.int32)))
+        if broken > 0:
+            acc0, acc1, l, m = attend(
+                tl.zeros_like(acc0), tl.zeros_like(acc1), l_start, m_start, q0, q1, k, v, extents,
+                terms, 0, b, heads[:, None], h_kv, queries, seqlen_q, seqlen_k, row, first,
+                key_lo, key_hi,
+                D, D0, D1, DV, DV0, DV1, BLOCK_N, True, True, FUSED, WIDE, PRECISION,
+            )  # fmt: skip
+            acc0 = add_visible_nonfinite(
+                acc0, v, extents, terms, 0, b, heads[:, None], h_kv, queries, seqlen_q, seqlen_k,
+                row, first, key_lo, key_hi, DV, 0, DV0, WIDE,
+            )  # fmt: skip
+            if DV1 > 0:
+                acc1 = add_visible_nonfinite(
+                    acc1, v, extents, terms, 0, b, heads[:, None], h_kv, queries, seqlen_q,
+                    seqlen_k, row, first, key_lo, key_hi, DV, DV0, DV1, WIDE,
+                )  # fmt: skip
+
+        if (tile == 0) & (stop == count):
+            write(out, lse, acc0, acc1, l, m, b, queries, heads, valid, DV, DV0, DV1)
+        else:
+            origin = place - tile
+            first_program = origin // run
+            last_program = (origin + count - 1) // run
+            first_slot = (origin != first_program * run).to(tl.int32)
+            slot = 2 * pid + tl.where(pid == first_program, first_slot, 0)
+            keep(work, sums, slot, acc0, acc1, l, m, row_ids, valid, BLOCK_M, DV0, DV1)
+            group = pid // NEIGHBOURS
+            group_first = tl.maximum(group * NEIGHBOURS, first_program)
+            group_last = tl.minimum(group * NEIGHBOURS + NEIGHBOURS - 1, last_program)
+            group_slot = 2 * group_first + tl.where(group_first == first_program, first_slot, 0)
+            # A group's counter is that of its result's slot, the output's that of its first one.
+            arrived = tl.atomic_add(counters + group_slot, 1, sem="acq_rel")
+            if arrived == group_last - group_first:
+                tl.store(counters + group_slot, 0)
+                acc0, acc1, l, m = merge(
+                    work, sums, group_first, group_last + 1, 1, first_program, first_slot,
+                    row_ids, valid, BLOCK_M, DV0, DV1,
+                )  # fmt: skip
+                groups = last_program // NEIGHBOURS - first_program // NEIGHBOURS + 1
+                if groups == 1:
+                    write(out, lse, acc0, acc1, l, m, b, queries, heads, valid, DV, DV0, DV1)
+                else:
+                    tl.debug_barrier()
+                    keep(
+                        work, sums, group_slot, acc0, acc1, l, m, row_ids, valid,
+                        BLOCK_M, DV0, DV1,
+                    )  # fmt: skip
+                    last_counter = counters + 2 * tl.num_programs(0) + first_program
+                    arrived = tl.atomic_add(last_counter, 1, sem="acq_rel")
+                    if arrived == groups - 1:
+                        tl.store(last_counter, 0)
+                        acc0, acc1, l, m = merge(
+                            work, sums, first_program // NEIGHBOURS * NEIGHBOURS, last_program + 1,
+                            NEIGHBOURS, first_program, first_slot, row_ids, valid,
+                            BLOCK_M, DV0, DV1,
+                        )  # fmt: skip
+                        write(out, lse, acc0, acc1, l, m, b, queries, heads, valid, DV, DV0, DV1)
+
+        place += stop - tile
+        tile = tile * 0
+        unit += 1
+        if unit == units:
+            unit = unit * 0
+            b += 1
+            count = tile_count(extents, terms, b, b < batch, seqlen_q, run, BLOCK_N, ALONE)
+
+
+def decode(
+    tensors: AttentionTensors, problem: AttentionProblem, config: Config
+) -> tuple[Tensor, Tensor]:
+    """out and lse of queries at the end of cached sequences; see AttentionTensors for shapes.
+
+    problem.deterministic: each sequence is split by its own length alone, so that its bits don't
+    depend on the rest of the batch.
+    """
+    q = tensors.q
+    out = q.new_empty((*q.shape[:-1], problem.head_dim_v))
+    lse = launch.new_lse(q)
+    if not out.numel():
+        return out, lse
+    group = problem.heads // problem.kv_heads
+    device = launch.device(q)
+    size = tiles.decode(problem, device, config)
+    row_tiles = -(-problem.seqlen_q * group // size.block_m)
+    dims = launch.dims(problem)
+    longest = problem.batch * problem.kv_heads * row_tiles * -(-problem.seqlen_k // size.block_n)
+    if problem.deterministic:
+        run = tiles.RUN_ALONE
+        per_sequence = -(-(-(-problem.seqlen_k // size.block_n)) // run) or 1
+        programs = problem.batch * problem.kv_heads * row_tiles * per_sequence
+    else:
+        run = 0
+        programs = max(1, min(size.programs * max(device.cores, 1), longest))
+    width = dims["DV0"] + dims["DV1"]
+    work = q.new_empty(2 * programs * size.block_m * width, dtype=torch.float32)
+    sums = q.new_empty(2 * programs * 2 * size.block_m, dtype=torch.float32)
+    launch.run(
+        decode_kernel,
+        programs,
+        launch.rows(q),
+        launch.rows(tensors.k),
+        launch.rows(tensors.v),
+        launch.rows(out),
+        launch.vector(lse),
+        work,
+        sums,
+        launch.counters(q, 3 * programs),
+        launch.extents(tensors, problem),
+        launch.terms(tensors, problem),
+        problem.batch,
+        problem.kv_heads,
+        row_tiles,
+        run,
+        GROUP=group,
+        **dims,
+        BLOCK_M=size.block_m,
+        BLOCK_N=size.block_n,
+        ALONE=problem.deterministic,
+        AT_ONCE=min(_SEQUENCES_AT_ONCE, triton.next_power_of_2(problem.batch)),
+        FUSED=launch.fused(problem),
+        WIDE=launch.wide(tensors),
+        PRECISION=launch.precision(problem),
+        num_warps=size.warps,
+        num_stages=size.stages,
+    )
+    return out, lse
