@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from portattn.backends.common import definition
-from portattn.backends.triton import decode, forward, launch, tiles
+from portattn.backends.triton import backward, decode, forward, launch, tiles
 from portattn.dispatch.backend import AttentionTensors, Config, Gradients
 from portattn.dispatch.capability import Capability
 from portattn.dispatch.device import Device
@@ -14,6 +14,7 @@ from portattn.dispatch.problem import FEATURES, AttentionProblem
 
 _NVIDIA = frozenset({"sm_80", "sm_86", "sm_87", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_120a"})
 _AMD = frozenset({"gfx90a", "gfx942", "gfx950"})
+_MAX_HEAD_DIM_BACKWARD = 256
 
 
 class TritonBackend:
@@ -32,6 +33,7 @@ class TritonBackend:
             dtypes=frozenset(dtypes),
             operations={
                 "forward": frozenset({"dense", "varlen"}),
+                "backward": frozenset({"dense", "varlen"}),
                 "decode": frozenset({"cache"}),
             },
             features=frozenset(FEATURES),
@@ -44,6 +46,11 @@ class TritonBackend:
         reasons = self.capability.reasons_against(problem, device)
         if device.type == "cuda" and device.family not in _NVIDIA | _AMD:
             reasons.append(f"Triton's matrix products don't run on {device.family}")
+        if problem.operation == "backward":
+            if problem.page_size:
+                reasons.append("backward doesn't read pages")
+            if max(problem.head_dim, problem.head_dim_v) > _MAX_HEAD_DIM_BACKWARD:
+                reasons.append(f"backward takes head dims up to {_MAX_HEAD_DIM_BACKWARD}")
         return reasons
 
     def describe(self, problem: AttentionProblem, device: Device) -> str:
@@ -84,4 +91,4 @@ class TritonBackend:
         problem: AttentionProblem,
         config: Config,
     ) -> Gradients:
-        raise NotImplementedError
+        return backward.backward(grad_out, grad_lse, out, lse, tensors, problem, config)

@@ -25,6 +25,17 @@ KERNELS = {
         "stages": (1, 2, 3, 4, 5, 6),
         "programs": (1, 2, 3, 4, 6, 8),
     },
+    # The pass that owns keys (dk and dv) and the pass that owns rows (dq).
+    "triton.backward": {
+        "dkv_block_m": (16, 32, 64, 128),
+        "dkv_block_n": (16, 32, 64, 128),
+        "dkv_warps": (4, 8),
+        "dkv_stages": (1, 2, 3, 4),
+        "dq_block_m": (16, 32, 64, 128),
+        "dq_block_n": (16, 32, 64, 128),
+        "dq_warps": (4, 8),
+        "dq_stages": (1, 2, 3, 4),
+    },
 }
 
 # Tiles of keys that one program takes where a sequence must be split by its own length alone.
@@ -83,3 +94,35 @@ def _decode_default(problem: AttentionProblem, block_m: int) -> DecodeTile:
     if bytes_per_key <= 1024:
         return DecodeTile(block_m, 32, 4, 3, 2)
     return DecodeTile(block_m, 16, 4, 2, 1)
+
+
+class BackwardTiles(NamedTuple):
+    """Tiles of the pass that owns keys and of the one that owns rows."""
+
+    dkv: Tile
+    dq: Tile
+
+
+def backward(problem: AttentionProblem, family: str, config: Config) -> BackwardTiles:
+    default = _backward_default(problem, family)
+    parts = (
+        tile._replace(
+            **{
+                name: config[f"{which}_{name}"] for name in tile._fields if f"{which}_{name}" in config
+            }
+        )
+        for which, tile in zip(default._fields, default, strict=True)
+    )
+    return BackwardTiles(*parts)
+
+
+def _backward_default(problem: AttentionProblem, family: str) -> BackwardTiles:
+    wide = max(problem.head_dim, problem.head_dim_v)
+    if problem.dtype == torch.float32:
+        tile = Tile(32, 32, 4, 1)
+        return BackwardTiles(tile, tile)
+    if wide <= 64:
+        return BackwardTiles(Tile(64, 128, 8, 2), Tile(128, 64, 8, 2))
+    if wide <= 128:
+        return BackwardTiles(Tile(64, 128, 8, 2), Tile(128, 64, 8, 2))
+    return BackwardTiles(Tile(32, 64, 8, 1), Tile(64, 32, 8, 1))

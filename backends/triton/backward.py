@@ -1,0 +1,754 @@
+"""Backward attention in two passes (FlashAttention-2, arXiv 2307.08691), without atomics.
+
+With p_ij = 2^(x_ij - lse_i log2(e)), x the scores in base 2, d_ij dropout's 0 or 1 / (1 - p), and
+t the tanh of the softcap:
+
+    delta_i = g_i . out_i - dlse_i        dp_ij = d_ij (g_i . v_j)      ds_ij = p_ij (dp_ij - delta_i)
+    dv_j = sum_i d_ij p_ij g_i            du_ij = ds_ij (1 - t_ij^2)    dbias_ij = ds_ij
+    dk_j = softmax_scale sum_i du_ij q_i  dq_i = softmax_scale sum_j du_ij k_j
+
+One pass owns a tile of keys and loops over the rows of every head that reads them; the other owns a
+tile of rows and loops over keys. Each recomputes p and dp, so every entry is summed by one program
+in a fixed order: the same bits for the same call, and no buffer beyond delta's.
+
+Whatever multiplies a hidden entry is 0, but 0 · NaN is NaN in a matrix product. So a tile that ends
+up with a NaN is computed again with the non-finite entries left out of the products, and put back
+one by one where they are seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from portattn.backends.triton import launch, tiles
+from portattn.backends.triton.primitives import (
+    LOG2E,
+    finite,
+    is_visible,
+    kept,
+    key_span,
+    load_rows,
+    query_span,
+    scores,
+    store_rows,
+    visible_keys,
+    whole_keys,
+)
+from portattn.dispatch.backend import AttentionTensors, Config, Gradients
+from portattn.dispatch.problem import AttentionProblem
+
+# delta is bound by memory, so its tiles only need to be large enough to fill the loads.
+_PREPARED_ROWS = 64
+
+
+@triton.jit
+def visible_rows(terms, seqlen_q, seqlen_k, first_key, last_key):
+    """[first, last) rows that see some key of first_key .. last_key (inclusive) by the window."""
+    offset = seqlen_k - seqlen_q
+    first = 0
+    last = seqlen_q
+    if terms.right is not None:
+        first = tl.maximum(first_key - offset - terms.right, 0)
+    if terms.left is not None:
+        last = tl.minimum(last_key - offset + terms.left + 1, seqlen_q)
+    return first, tl.maximum(last, first)
+
+
+@triton.jit
+def whole_rows(terms, seqlen_q, seqlen_k, first_key, last_key):
+    """[first, last) rows that see every key of first_key .. last_key (inclusive)."""
+    offset = seqlen_k - seqlen_q
+    first = 0
+    last = seqlen_q
+    if terms.right is not None:
+        first = tl.maximum(last_key - offset - terms.right, 0)
+    if terms.left is not None:
+        last = tl.minimum(first_key - offset + terms.left + 1, seqlen_q)
+    return first, last
+
+
+@triton.jit
+def tile_at(operand, b, h, row):
+    """Where row `row` of head h lies; the tile's offsets from there fit in 32 bits unless WIDE."""
+    at = b.to(tl.int64) * operand.batch + h.to(tl.int64) * operand.head
+    return operand.ptr + at + row.to(tl.int64) * operand.row
+
+
+@triton.jit
+def steps(operand, ROWS: tl.constexpr, WIDE: tl.constexpr):
+    """Offsets of a tile's rows from its first."""
+    at = tl.arange(0, ROWS)
+    if WIDE:
+        return at.to(tl.int64) * operand.row
+    else:
+        return at * operand.row
+
+
+@triton.jit
+def load_tile(
+    operand, b, h, row, inside, ROWS: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr,
+    DIM: tl.constexpr, MASKED: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """ROWS rows from `row` on, columns START .. START + WIDTH."""
+    ptr = tile_at(operand, b, h, row)
+    at = steps(operand, ROWS, WIDE)
+    return load_rows(ptr, at, inside, operand.dim, START, WIDTH, DIM, MASKED)
+
+
+@triton.jit
+def load_row_terms(lse, delta, b, h, row, inside, ROWS: tl.constexpr, MASKED: tl.constexpr):
+    """(lse in base 2, delta) of ROWS rows; a row that sees nothing gets lse inf, so that p is 0."""
+    lse_at = tile_at(lse, b, h, row) + tl.arange(0, ROWS) * lse.row
+    delta_at = tile_at(delta, b, h, row) + tl.arange(0, ROWS) * delta.row
+    if MASKED:
+        row_lse = tl.load(lse_at, mask=inside, other=float("-inf"))
+        row_delta = tl.load(delta_at, mask=inside, other=0.0)
+    else:
+        row_lse = tl.load(lse_at)
+        row_delta = tl.load(delta_at)
+    return tl.where(row_lse == float("-inf"), float("inf"), row_lse * LOG2E), row_delta
+
+
+@triton.jit
+def probabilities(
+    product, lse2, terms, b, h, rows, keys, seqlen_q, seqlen_k,
+    MASKED: tl.constexpr, FUSED: tl.constexpr,
+):  # fmt: skip
+    """(p, scores in base 2 up to a factor, tanh of the softcap); p is 0 at hidden entries."""
+    x, factor, t = scores(product, terms, b, h, rows, keys, seqlen_q, seqlen_k, MASKED, FUSED)
+    p = tl.exp2(x * factor - lse2)
+    if MASKED or terms.mask is not None or terms.bias is not None:
+        p = tl.where(x == float("-inf"), 0.0, p)
+    return p, x, t
+
+
+@triton.jit
+def score_gradients(p, x, t, dp, delta, keep, terms, MASKED: tl.constexpr):
+    """(ds, du), both 0 at hidden entries whatever they hold."""
+    if terms.rng_state is not None:
+        dp = tl.where(keep, dp * terms.keep_scale, 0.0)
+    ds = p * (dp - delta)
+    du = ds
+    if terms.softcap is not None:
+        du = ds * (1.0 - t * t)
+    if MASKED or terms.mask is not None or terms.bias is not None:
+        ds = tl.where(x == float("-inf"), 0.0, ds)
+        du = tl.where(x == float("-inf"), 0.0, du)
+    return ds, du
+
+
+@triton.jit
+def prepare_kernel(
+    g, out, lse, grad_lse, delta, sink_terms, sinks, cu_seqlens_q, batch, heads, rows_in_all,
+    row_tiles, DV: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """delta of a tile of rows, and what each row adds to its head's sink gradient."""
+    pid = tl.program_id(0)
+    start = pid % row_tiles * BLOCK_M
+    h = (pid // row_tiles) % heads
+    b = pid // row_tiles // heads
+    last = rows_in_all
+    if cu_seqlens_q is not None:
+        # Packed rows are one long batch row here; past the last sequence nothing is known.
+        last = tl.load(cu_seqlens_q + batch)
+    rows = start + tl.arange(0, BLOCK_M)
+    written = rows < rows_in_all
+    inside = rows < last
+    total = tl.zeros([BLOCK_M], tl.float32)
+    for column in tl.static_range(0, DV, WIDTH):
+        g_tile = load_tile(g, b, h, start, inside, BLOCK_M, column, WIDTH, DV, True, True)
+        out_tile = load_tile(out, b, h, start, inside, BLOCK_M, column, WIDTH, DV, True, True)
+        total += tl.sum(g_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
+    if grad_lse is not None:
+        at = tile_at(grad_lse, b, h, start) + tl.arange(0, BLOCK_M) * grad_lse.row
+        total -= tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    at = tile_at(delta, b, h, start) + tl.arange(0, BLOCK_M) * delta.row
+    tl.store(at, total, mask=written)
+    if sinks is not None:
+        at = tile_at(lse, b, h, start) + tl.arange(0, BLOCK_M) * lse.row
+        row_lse = tl.load(at, mask=inside, other=float("-inf"))
+        sink = tl.load(sinks + h).to(tl.float32)
+        share = tl.exp2((sink - row_lse) * LOG2E)
+        term = tl.where(row_lse == float("-inf"), 0.0, -share * total)
+        at = tile_at(sink_terms, b, h, start) + tl.arange(0, BLOCK_M) * sink_terms.row
+        tl.store(at, term, mask=written)
+
+
+@triton.jit
+def add_rows(
+    dk0, dk1, dv0, dv1, k0, k1, v0, v1, q, g, lse, delta, terms, heads, b, h, keys, first_row,
+    seqlen_q, seqlen_k, lo, hi,
+    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr, BLOCK_M: tl.constexpr,
+    MASKED: tl.constexpr, FINITE: tl.constexpr, FUSED: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add what rows lo .. hi of head h give to a tile of keys; scores are [keys, rows] here."""
+    for start in tl.range(lo, hi, BLOCK_M):
+        rows = start + tl.arange(0, BLOCK_M)
+        inside = rows < seqlen_q
+        row = first_row + start
+        q0 = load_tile(q, b, h, row, inside, BLOCK_M, 0, D0, D, MASKED, WIDE)
+        x = tl.dot(k0, q0.T, input_precision=PRECISION)
+        if D1 > 0:
+            q1 = load_tile(q, b, h, row, inside, BLOCK_M, D0, D1, D, MASKED, WIDE)
+            x = tl.dot(k1, q1.T, x, input_precision=PRECISION)
+        lse2, row_delta = load_row_terms(lse, delta, b, h, row, inside, BLOCK_M, MASKED)
+        p, x, t = probabilities(
+            x, lse2[None, :], terms, b, h, rows[None, :], keys[:, None], seqlen_q, seqlen_k,
+            MASKED, FUSED,
+        )  # fmt: skip
+        g0 = load_tile(g, b, h, row, inside, BLOCK_M, 0, DV0, DV, MASKED, WIDE)
+        dp = tl.dot(v0, g0.T, input_precision=PRECISION)
+        if DV1 > 0:
+            g1 = load_tile(g, b, h, row, inside, BLOCK_M, DV0, DV1, DV, MASKED, WIDE)
+            dp = tl.dot(v1, g1.T, dp, input_precision=PRECISION)
+        keep = True
+        dropped = p
+        if terms.rng_state is not None:
+            keep = kept(terms, heads, b, h, rows[None, :], keys[:, None])
+            dropped = tl.where(keep, p, 0.0)
+        dropped = dropped.to(g0.dtype)
+        dv0 = tl.dot(dropped, finite(g0) if FINITE else g0, dv0, input_precision=PRECISION)
+        if DV1 > 0:
+            dv1 = tl.dot(dropped, finite(g1) if FINITE else g1, dv1, input_precision=PRECISION)
+        _, du = score_gradients(p, x, t, dp, row_delta[None, :], keep, terms, MASKED)
+        du = du.to(q0.dtype)
+        dk0 = tl.dot(du, finite(q0) if FINITE else q0, dk0, input_precision=PRECISION)
+        if D1 > 0:
+            dk1 = tl.dot(du, finite(q1) if FINITE else q1, dk1, input_precision=PRECISION)
+    return dk0, dk1, dv0, dv1
+
+
+@triton.jit
+def add_keys(
+    dq0, dq1, q0, q1, g0, g1, lse2, row_delta, k, v, terms, heads, b, h, h_kv, rows, row, first,
+    seqlen_q, seqlen_k, lo, hi,
+    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr, BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr, FINITE: tl.constexpr, FUSED: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add what keys lo .. hi give to the dq of a tile of rows."""
+    for start in tl.range(lo, hi, BLOCK_N):
+        keys = start + tl.arange(0, BLOCK_N)
+        inside = keys < seqlen_k
+        key = first + start
+        k0 = load_tile(k, row, h_kv, key, inside, BLOCK_N, 0, D0, D, MASKED, WIDE)
+        x = tl.dot(q0, k0.T, input_precision=PRECISION)
+        if D1 > 0:
+            k1 = load_tile(k, row, h_kv, key, inside, BLOCK_N, D0, D1, D, MASKED, WIDE)
+            x = tl.dot(q1, k1.T, x, input_precision=PRECISION)
+        v0 = load_tile(v, row, h_kv, key, inside, BLOCK_N, 0, DV0, DV, MASKED, WIDE)
+        dp = tl.dot(g0, v0.T, input_precision=PRECISION)
+        if DV1 > 0:
+            v1 = load_tile(v, row, h_kv, key, inside, BLOCK_N, DV0, DV1, DV, MASKED, WIDE)
+            dp = tl.dot(g1, v1.T, dp, input_precision=PRECISION)
+        p, x, t = probabilities(
+            x, lse2[:, None], terms, b, h, rows[:, None], keys[None, :], seqlen_q, seqlen_k,
+            MASKED, FUSED,
+        )  # fmt: skip
+        keep = True
+        if terms.rng_state is not None:
+            keep = kept(terms, heads, b, h, rows[:, None], keys[None, :])
+        _, du = score_gradients(p, x, t, dp, row_delta[:, None], keep, terms, MASKED)
+        du = du.to(k0.dtype)
+        dq0 = tl.dot(du, finite(k0) if FINITE else k0, dq0, input_precision=PRECISION)
+        if D1 > 0:
+            dq1 = tl.dot(du, finite(k1) if FINITE else k1, dq1, input_precision=PRECISION)
+    return dq0, dq1
+
+
+@triton.jit
+def put_back(
+    acc, operand, terms, heads, b, h, row, h_at, first, mine, seqlen_q, seqlen_k, lo, hi,
+    DIM: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr,
+    KEYS: tl.constexpr, WEIGHTS: tl.constexpr,
+):  # fmt: skip
+    """Add the non-finite entries of `operand` to the entries of acc that see them, one by one.
+
+    `operand` holds keys and acc rows where KEYS, else the other way round. The factor of an
+    infinite q or k is 0 or NaN, since its score is infinite, so it gives NaN; an infinite g has a
+    positive factor where dropout keeps it (WEIGHTS).
+    """
+    for index in tl.range(lo, hi):
+        theirs = index + tl.arange(0, 1)
+        value = load_tile(operand, row, h_at, first + index, theirs < hi, 1, START, WIDTH, DIM,
+                          True, True).to(tl.float32)  # fmt: skip
+        bad = tl.where(tl.abs(value) < float("inf"), 0.0, value)
+        if tl.max((bad != 0.0).to(tl.int32)) > 0:
+            rows = theirs[None, :]
+            keys = mine[:, None]
+            if KEYS:
+                rows = mine[:, None]
+                keys = theirs[None, :]
+            seen = is_visible(terms, b, h, rows, keys, seqlen_q, seqlen_k)
+            if WEIGHTS:
+                if terms.rng_state is not None:
+                    seen = seen & kept(terms, heads, b, h, rows, keys)
+            else:
+                bad = tl.where(bad != 0.0, float("nan"), 0.0)
+            acc += tl.where(seen, bad, 0.0)
+    return acc
+
+
+@triton.jit
+def clear(
+    operand, h, first, last, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr
+):
+    """Zero the rows of a packed gradient that belong to no sequence."""
+    for start in tl.range(0, last - first, ROWS):
+        at = tile_at(operand, h * 0, h, first + start)
+        inside = first + start + tl.arange(0, ROWS) < last
+        zero = tl.zeros([ROWS, WIDTH], tl.float32)
+        store_rows(at, steps(operand, ROWS, True), inside, operand.dim, zero, 0, WIDTH, DIM)
+
+
+@triton.jit
+def has_nan(x, inside):
+    """1 if x [rows, dims] holds a NaN in one of the rows inside."""
+    return tl.max(((x != x) & inside[:, None]).to(tl.int32))
+
+
+@triton.jit
+def dkv_kernel(
+    q, k, v, g, dk, dv, lse, delta, extents, terms, batch, heads, total_k, key_tiles,
+    GROUP: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr, DIMS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    FUSED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dk and dv of BLOCK_N keys of one kv head, over the rows of every head that reads them."""
+    pid = tl.program_id(0)
+    tile = pid % key_tiles
+    h_kv = (pid // key_tiles) % (heads // GROUP)
+    b = pid // key_tiles // (heads // GROUP)
+    if extents.cu_seqlens_k is not None:
+        if b == batch:
+            # One program per head clears what lies past the last sequence.
+            if tile == 0:
+                past = tl.load(extents.cu_seqlens_k + batch)
+                clear(dk, h_kv, past, total_k, D, DIMS, BLOCK_N)
+                clear(dv, h_kv, past, total_k, DV, DIMS, BLOCK_N)
+            return
+    first_row, seqlen_q = query_span(extents, b)
+    row, first, seqlen_k = key_span(extents, b)
+    if tile * BLOCK_N >= seqlen_k:
+        return
+
+    keys = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = keys < seqlen_k
+    key = first + tile * BLOCK_N
+    k0 = load_tile(k, row, h_kv, key, inside, BLOCK_N, 0, D0, D, True, WIDE)
+    v0 = load_tile(v, row, h_kv, key, inside, BLOCK_N, 0, DV0, DV, True, WIDE)
+    k1 = k0
+    v1 = v0
+    if D1 > 0:
+        k1 = load_tile(k, row, h_kv, key, inside, BLOCK_N, D0, D1, D, True, WIDE)
+    if DV1 > 0:
+        v1 = load_tile(v, row, h_kv, key, inside, BLOCK_N, DV0, DV1, DV, True, WIDE)
+
+    # Keys past the sequence give rows that nobody stores, so whole tiles need no mask for them.
+    last_key = tl.minimum(tile * BLOCK_N + BLOCK_N, seqlen_k) - 1
+    lo, hi = visible_rows(terms, seqlen_q, seqlen_k, tile * BLOCK_N, last_key)
+    whole_lo, whole_hi = whole_rows(terms, seqlen_q, seqlen_k, tile * BLOCK_N, last_key)
+    lo = lo // BLOCK_M * BLOCK_M
+    whole_lo = tl.minimum(tl.cdiv(whole_lo, BLOCK_M) * BLOCK_M, tl.cdiv(hi, BLOCK_M) * BLOCK_M)
+    whole_lo = tl.maximum(whole_lo, lo)
+    whole_hi = tl.maximum(whole_hi // BLOCK_M * BLOCK_M, whole_lo)
+
+    dk0 = tl.zeros([BLOCK_N, D0], tl.float32)
+    dk1 = tl.zeros([BLOCK_N, D1 if D1 > 0 else 1], tl.float32)
+    dv0 = tl.zeros([BLOCK_N, DV0], tl.float32)
+    dv1 = tl.zeros([BLOCK_N, DV1 if DV1 > 0 else 1], tl.float32)
+    for member in tl.range(0, GROUP):
+        h = h_kv * GROUP + member
+        if terms.right is not None:
+            dk0, dk1, dv0, dv1 = add_rows(
+                dk0, dk1, dv0, dv1, k0, k1, v0, v1, q, g, lse, delta, terms, heads, b, h, keys,
+                first_row, seqlen_q, seqlen_k, lo, whole_lo,
+                D, D0, D1, DV, DV0, DV1, BLOCK_M, True, False, FUSED, WIDE, PRECISION,
+            )  # fmt: skip
+        dk0, dk1, dv0, dv1 = add_rows(
+            dk0, dk1, dv0, dv1, k0, k1, v0, v1, q, g, lse, delta, terms, heads, b, h, keys,
+            first_row, seqlen_q, seqlen_k, whole_lo, whole_hi,
+            D, D0, D1, DV, DV0, DV1, BLOCK_M, False, False, FUSED, WIDE, PRECISION,
+        )  # fmt: skip
+        dk0, dk1, dv0, dv1 = add_rows(
+            dk0, dk1, dv0, dv1, k0, k1, v0, v1, q, g, lse, delta, terms, heads, b, h, keys,
+            first_row, seqlen_q, seqlen_k, whole_hi, hi,
+            D, D0, D1, DV, DV0, DV1, BLOCK_M, True, False, FUSED, WIDE, PRECISION,
+        )  # fmt: skip
+
+    broken = tl.maximum(has_nan(dk0, inside), has_nan(dv0, inside))
+    if D1 > 0:
+        broken = tl.maximum(broken, has_nan(dk1, inside))
+    if DV1 > 0:
+        broken = tl.maximum(broken, has_nan(dv1, inside))
+    if broken > 0:
+        dk0, dk1 = tl.zeros_like(dk0), tl.zeros_like(dk1)
+        dv0, dv1 = tl.zeros_like(dv0), tl.zeros_like(dv1)
+        for member in tl.range(0, GROUP):
+            h = h_kv * GROUP + member
+            dk0, dk1, dv0, dv1 = add_rows(
+                dk0, dk1, dv0, dv1, k0, k1, v0, v1, q, g, lse, delta, terms, heads, b, h, keys,
+                first_row, seqlen_q, seqlen_k, lo, hi,
+                D, D0, D1, DV, DV0, DV1, BLOCK_M, True, True, FUSED, WIDE, PRECISION,
+            )  # fmt: skip
+            dk0 = put_back(dk0, q, terms, heads, b, h, b, h, first_row, keys, seqlen_q, seqlen_k,
+                           lo, hi, D, 0, D0, False, False)  # fmt: skip
+            dv0 = put_back(dv0, g, terms, heads, b, h, b, h, first_row, keys, seqlen_q, seqlen_k,
+                           lo, hi, DV, 0, DV0, False, True)  # fmt: skip
+            if D1 > 0:
+                dk1 = put_back(dk1, q, terms, heads, b, h, b, h, first_row, keys, seqlen_q,
+                               seqlen_k, lo, hi, D, D0, D1, False, False)  # fmt: skip
+            if DV1 > 0:
+                dv1 = put_back(dv1, g, terms, heads, b, h, b, h, first_row, keys, seqlen_q,
+                               seqlen_k, lo, hi, DV, DV0, DV1, False, True)  # fmt: skip
+
+    if terms.rng_state is not None:
+        dv0 *= terms.keep_scale
+        dv1 *= terms.keep_scale
+    dk_ptr = tile_at(dk, row, h_kv, key)
+    dv_ptr = tile_at(dv, row, h_kv, key)
+    dk_at = steps(dk, BLOCK_N, True)
+    dv_at = steps(dv, BLOCK_N, True)
+    store_rows(dk_ptr, dk_at, inside, dk.dim, dk0 * terms.scale, 0, D0, D)
+    store_rows(dv_ptr, dv_at, inside, dv.dim, dv0, 0, DV0, DV)
+    if D1 > 0:
+        store_rows(dk_ptr, dk_at, inside, dk.dim, dk1 * terms.scale, D0, D1, D)
+    if DV1 > 0:
+        store_rows(dv_ptr, dv_at, inside, dv.dim, dv1, DV0, DV1, DV)
+
+
+@triton.jit
+def dq_kernel(
+    q, k, v, g, dq, lse, delta, extents, terms, batch, heads, total_q, row_tiles,
+    GROUP: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr, DIMS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    FUSED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dq of BLOCK_M rows of one head; the last tiles of a causal head come first."""
+    pid = tl.program_id(0)
+    tile = row_tiles - 1 - pid % row_tiles
+    h = (pid // row_tiles) % heads
+    b = pid // row_tiles // heads
+    if extents.cu_seqlens_q is not None:
+        if b == batch:
+            # One program per head clears what lies past the last sequence.
+            if tile == 0:
+                past = tl.load(extents.cu_seqlens_q + batch)
+                clear(dq, h, past, total_q, D, DIMS, BLOCK_M)
+            return
+    first_row, seqlen_q = query_span(extents, b)
+    row, first, seqlen_k = key_span(extents, b)
+    if tile * BLOCK_M >= seqlen_q:
+        return
+
+    h_kv = h // GROUP
+    rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = rows < seqlen_q
+    at = first_row + tile * BLOCK_M
+    q0 = load_tile(q, b, h, at, inside, BLOCK_M, 0, D0, D, True, WIDE)
+    g0 = load_tile(g, b, h, at, inside, BLOCK_M, 0, DV0, DV, True, WIDE)
+    q1 = q0
+    g1 = g0
+    if D1 > 0:
+        q1 = load_tile(q, b, h, at, inside, BLOCK_M, D0, D1, D, True, WIDE)
+    if DV1 > 0:
+        g1 = load_tile(g, b, h, at, inside, BLOCK_M, DV0, DV1, DV, True, WIDE)
+    lse2, row_delta = load_row_terms(lse, delta, b, h, at, inside, BLOCK_M, True)
+
+    last_row = tl.minimum(tile * BLOCK_M + BLOCK_M, seqlen_q) - 1
+    lo, hi = visible_keys(terms, seqlen_q, seqlen_k, tile * BLOCK_M, last_row)
+    whole_lo, whole_hi = whole_keys(terms, seqlen_q, seqlen_k, tile * BLOCK_M, last_row)
+    lo = lo // BLOCK_N * BLOCK_N
+    whole_lo = tl.minimum(tl.cdiv(whole_lo, BLOCK_N) * BLOCK_N, tl.cdiv(hi, BLOCK_N) * BLOCK_N)
+    whole_lo = tl.maximum(whole_lo, lo)
+    whole_hi = tl.maximum(whole_hi // BLOCK_N * BLOCK_N, whole_lo)
+
+    dq0 = tl.zeros([BLOCK_M, D0], tl.float32)
+    dq1 = tl.zeros([BLOCK_M, D1 if D1 > 0 else 1], tl.float32)
+    if terms.left is not None:
+        dq0, dq1 = add_keys(
+            dq0, dq1, q0, q1, g0, g1, lse2, row_delta, k, v, terms, heads, b, h, h_kv, rows, row,
+            first, seqlen_q, seqlen_k, lo, whole_lo,
+            D, D0, D1, DV, DV0, DV1, BLOCK_N, True, False, FUSED, WIDE, PRECISION,
+        )  # fmt: skip
+    dq0, dq1 = add_keys(
+        dq0, dq1, q0, q1, g0, g1, lse2, row_delta, k, v, terms, heads, b, h, h_kv, rows, row,
+        first, seqlen_q, seqlen_k, whole_lo, whole_hi,
+        D, D0, D1, DV, DV0, DV1, BLOCK_N, False, False, FUSED, WIDE, PRECISION,
+    )  # fmt: skip
+    dq0, dq1 = add_keys(
+        dq0, dq1, q0, q1, g0, g1, lse2, row_delta, k, v, terms, heads, b, h, h_kv, rows, row,
+        first, seqlen_q, seqlen_k, whole_hi, hi,
+        D, D0, D1, DV, DV0, DV1, BLOCK_N, True, False, FUSED, WIDE, PRECISION,
+    )  # fmt: skip
+
+    broken = has_nan(dq0, inside)
+    if D1 > 0:
+        broken = tl.maximum(broken, has_nan(dq1, inside))
+    if broken > 0:
+        dq0, dq1 = add_keys(
+            tl.zeros_like(dq0), tl.zeros_like(dq1), q0, q1, g0, g1, lse2, row_delta, k, v, terms,
+            heads, b, h, h_kv, rows, row, first, seqlen_q, seqlen_k, lo, hi,
+            D, D0, D1, DV, DV0, DV1, BLOCK_N, True, True, FUSED, WIDE, PRECISION,
+        )  # fmt: skip
+        dq0 = put_back(dq0, k, terms, heads, b, h, row, h_kv, first, rows, seqlen_q, seqlen_k,
+                       lo, hi, D, 0, D0, True, False)  # fmt: skip
+        if D1 > 0:
+            dq1 = put_back(dq1, k, terms, heads, b, h, row, h_kv, first, rows, seqlen_q, seqlen_k,
+                           lo, hi, D, D0, D1, True, False)  # fmt: skip
+
+    dq_ptr = tile_at(dq, b, h, at)
+    dq_at = steps(dq, BLOCK_M, True)
+    store_rows(dq_ptr, dq_at, inside, dq.dim, dq0 * terms.scale, 0, D0, D)
+    if D1 > 0:
+        store_rows(dq_ptr, dq_at, inside, dq.dim, dq1 * terms.scale, D0, D1, D)
+
+
+@triton.jit
+def dbias_kernel(
+    q, k, v, g, dbias, lse, delta, extents, terms, batch, heads,
+    bias_rows, bias_keys, row_tiles, key_tiles,
+    GROUP: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
+    ALL_BATCHES: tl.constexpr, ALL_HEADS: tl.constexpr, ALL_ROWS: tl.constexpr,
+    ALL_KEYS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of dbias, summed over everything that reads it: ALL_ where it is broadcast."""
+    pid = tl.program_id(0)
+    key_start = pid % key_tiles * BLOCK_N
+    row_start = pid // key_tiles % row_tiles * BLOCK_M
+    pid = pid // key_tiles // row_tiles
+    h_lo = pid * 0
+    members = heads
+    b_lo = pid
+    if not ALL_HEADS:
+        h_lo = pid % heads
+        members = 1
+        b_lo = pid // heads
+    batches = batch if ALL_BATCHES else 1
+
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for sequence in tl.range(0, batches):
+        b = b_lo + sequence
+        first_row, seqlen_q = query_span(extents, b)
+        row, first, seqlen_k = key_span(extents, b)
+        rows_hi = seqlen_q if ALL_ROWS else tl.minimum(row_start + BLOCK_M, seqlen_q)
+        for member in tl.range(0, members):
+            h = h_lo + member
+            for start in tl.range(row_start, rows_hi, BLOCK_M):
+                rows = start + tl.arange(0, BLOCK_M)
+                inside = rows < seqlen_q
+                at = first_row + start
+                q0 = load_tile(q, b, h, at, inside, BLOCK_M, 0, D0, D, True, WIDE)
+                g0 = load_tile(g, b, h, at, inside, BLOCK_M, 0, DV0, DV, True, WIDE)
+                q1 = q0
+                g1 = g0
+                if D1 > 0:
+                    q1 = load_tile(q, b, h, at, inside, BLOCK_M, D0, D1, D, True, WIDE)
+                if DV1 > 0:
+                    g1 = load_tile(g, b, h, at, inside, BLOCK_M, DV0, DV1, DV, True, WIDE)
+                lse2, row_delta = load_row_terms(lse, delta, b, h, at, inside, BLOCK_M, True)
+                last_row = tl.minimum(start + BLOCK_M, seqlen_q) - 1
+                lo, hi = visible_keys(terms, seqlen_q, seqlen_k, start, last_row)
+                lo = tl.maximum(lo // BLOCK_N * BLOCK_N, key_start)
+                if not ALL_KEYS:
+                    hi = tl.minimum(hi, key_start + BLOCK_N)
+                acc = add_score_gradients(
+                    acc, q0, q1, g0, g1, lse2, row_delta, k, v, terms, heads, b, h, h // GROUP,
+                    rows, row, first, seqlen_q, seqlen_k, lo, hi,
+                    D, D0, D1, DV, DV0, DV1, BLOCK_N, WIDE, PRECISION,
+                )  # fmt: skip
+
+    ptr = dbias.ptr + b_lo.to(tl.int64) * dbias.batch + h_lo.to(tl.int64) * dbias.head
+    rows = row_start + tl.arange(0, BLOCK_M)
+    keys = key_start + tl.arange(0, BLOCK_N)
+    if ALL_ROWS:
+        acc = tl.sum(acc, 0, keep_dims=True)
+        rows = tl.arange(0, 1)
+    if ALL_KEYS:
+        acc = tl.sum(acc, 1, keep_dims=True)
+        keys = tl.arange(0, 1)
+    at = rows[:, None].to(tl.int64) * dbias.row + keys[None, :].to(tl.int64) * dbias.key
+    inside = (rows < bias_rows)[:, None] & (keys < bias_keys)[None, :]
+    tl.store(ptr + at, acc.to(dbias.ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def add_score_gradients(
+    acc, q0, q1, g0, g1, lse2, row_delta, k, v, terms, heads, b, h, h_kv, rows, row, first,
+    seqlen_q, seqlen_k, lo, hi,
+    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr, BLOCK_N: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add ds of one tile of rows against keys lo .. hi, tile upon tile, to acc."""
+    for start in tl.range(lo, hi, BLOCK_N):
+        keys = start + tl.arange(0, BLOCK_N)
+        inside = keys < seqlen_k
+        key = first + start
+        k0 = load_tile(k, row, h_kv, key, inside, BLOCK_N, 0, D0, D, True, WIDE)
+        v0 = load_tile(v, row, h_kv, key, inside, BLOCK_N, 0, DV0, DV, True, WIDE)
+        x = tl.dot(q0, k0.T, input_precision=PRECISION)
+        dp = tl.dot(g0, v0.T, input_precision=PRECISION)
+        if D1 > 0:
+            k1 = load_tile(k, row, h_kv, key, inside, BLOCK_N, D0, D1, D, True, WIDE)
+            x = tl.dot(q1, k1.T, x, input_precision=PRECISION)
+        if DV1 > 0:
+            v1 = load_tile(v, row, h_kv, key, inside, BLOCK_N, DV0, DV1, DV, True, WIDE)
+            dp = tl.dot(g1, v1.T, dp, input_precision=PRECISION)
+        p, x, t = probabilities(
+            x, lse2[:, None], terms, b, h, rows[:, None], keys[None, :], seqlen_q, seqlen_k,
+            True, False,
+        )  # fmt: skip
+        keep = True
+        if terms.rng_state is not None:
+            keep = kept(terms, heads, b, h, rows[:, None], keys[None, :])
+        ds, _ = score_gradients(p, x, t, dp, row_delta[:, None], keep, terms, True)
+        acc += ds
+    return acc
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    tensors: AttentionTensors,
+    problem: AttentionProblem,
+    config: Config,
+) -> Gradients:
+    """Gradients of dense and packed tensors; see AttentionTensors for shapes."""
+    q, k, v = tensors.q, tensors.k, tensors.v
+    delta, dsinks = _prepare(grad_out, grad_lse, out, lse, tensors, problem)
+    size = tiles.backward(problem, launch.family(q), config)
+    given = tuple(launch.rows(t) for t in (q, k, v, grad_out))
+    row_values = (launch.vector(lse), launch.vector(delta))
+    sequences = (launch.extents(tensors, problem), launch.terms(tensors, problem))
+    counts = (problem.batch, problem.heads)
+    constants: dict[str, Any] = {
+        "GROUP": problem.heads // problem.kv_heads,
+        **launch.dims(problem),
+        "DIMS": triton.next_power_of_2(max(problem.head_dim, problem.head_dim_v)),
+        "FUSED": launch.fused(problem),
+        "WIDE": launch.wide(tensors) or launch.wide(replace(tensors, q=grad_out)),
+        "PRECISION": launch.precision(problem),
+    }
+    dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
+    packed = tensors.cu_seqlens_q is not None
+    for kernel, gradients, total, length, heads, owned, tile in (
+        (dkv_kernel, (dk, dv), k.shape[0], problem.seqlen_k, problem.kv_heads, "n", size.dkv),
+        (dq_kernel, (dq,), q.shape[0], problem.seqlen_q, problem.heads, "m", size.dq),
+    ):
+        if not gradients[0].numel():
+            continue
+        count = max(1, -(-length // (tile.block_n if owned == "n" else tile.block_m)))
+        launch.run(
+            kernel,
+            count * heads * (problem.batch + packed),
+            *given,
+            *(launch.rows(gradient) for gradient in gradients),
+            *row_values,
+            *sequences,
+            *counts,
+            total if packed else 0,
+            count,
+            **constants,
+            BLOCK_M=tile.block_m,
+            BLOCK_N=tile.block_n,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+    dbias = None
+    if problem.bias_grad and tensors.bias is not None:
+        dbias = torch.empty(tensors.bias.shape, dtype=tensors.bias.dtype, device=q.device)
+        _bias(dbias, (*given, launch.matrix(dbias), *row_values, *sequences, *counts),
+              problem, constants, size.dq)  # fmt: skip
+    return Gradients(dq, dk, dv, dbias, dsinks)
+
+
+def _prepare(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    tensors: AttentionTensors,
+    problem: AttentionProblem,
+) -> tuple[Tensor, Tensor | None]:
+    """delta, shaped as lse, and the gradient of the sinks."""
+    delta = torch.empty(lse.shape, dtype=torch.float32, device=lse.device)
+    sinks = tensors.sinks
+    sink_terms = None if sinks is None else torch.empty_like(delta)
+    if delta.numel():
+        row_tiles = -(-lse.shape[-1] // _PREPARED_ROWS)
+        packed = tensors.cu_seqlens_q is not None
+        launch.run(
+            prepare_kernel,
+            row_tiles * problem.heads * (1 if packed else problem.batch),
+            launch.rows(grad_out),
+            launch.rows(out),
+            launch.vector(lse),
+            None if grad_lse is None else launch.vector(grad_lse),
+            launch.vector(delta),
+            None if sink_terms is None else launch.vector(sink_terms),
+            sinks,
+            tensors.cu_seqlens_q,
+            problem.batch,
+            problem.heads,
+            lse.shape[-1],
+            row_tiles,
+            DV=problem.head_dim_v,
+            WIDTH=min(128, triton.next_power_of_2(problem.head_dim_v)),
+            BLOCK_M=_PREPARED_ROWS,
+            num_warps=4,
+        )
+    if sinks is None or sink_terms is None:
+        return delta, None
+    # All of [B, H, S] or [H, T] but the heads.
+    dims = [0, 2] if sink_terms.dim() == 3 else [1]
+    return delta, sink_terms.sum(dims).to(sinks.dtype)
+
+
+def _bias(
+    dbias: Tensor,
+    operands: tuple[Any, ...],
+    problem: AttentionProblem,
+    constants: dict[str, Any],
+    tile: tiles.Tile,
+) -> None:
+    """Fill dbias, one program per tile of it."""
+    if not dbias.numel():
+        return
+    batches, heads, rows, keys = dbias.shape
+    block_m, block_n = min(tile.block_m, 64), min(tile.block_n, 64)
+    row_tiles, key_tiles = -(-rows // block_m), -(-keys // block_n)
+    given = {name: value for name, value in constants.items() if name not in ("DIMS", "FUSED")}
+    launch.run(
+        dbias_kernel,
+        batches * heads * row_tiles * key_tiles,
+        *operands,
+        rows,
+        keys,
+        row_tiles,
+        key_tiles,
+        **given,
+        ALL_BATCHES=batches == 1,
+        ALL_HEADS=heads == 1,
+        ALL_ROWS=rows == 1,
+        ALL_KEYS=keys == 1,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        num_warps=tile.warps,
+        num_stages=1,
+    )
