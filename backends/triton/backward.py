@@ -45,6 +45,8 @@ from portattn.dispatch.problem import AttentionProblem
 
 # delta is bound by memory, so its tiles only need to be large enough to fill the loads.
 _PREPARED_ROWS = 64
+# What is known of a row before the passes: lse in base 2, delta, the sink's gradient, nothing.
+ROW_TERMS = tl.constexpr(4)
 
 
 @triton.jit
@@ -102,17 +104,21 @@ def load_tile(
 
 
 @triton.jit
-def load_row_terms(lse, delta, b, h, row, inside, ROWS: tl.constexpr, MASKED: tl.constexpr):
-    """(lse in base 2, delta) of ROWS rows; a row that sees nothing gets lse inf, so that p is 0."""
-    lse_at = tile_at(lse, b, h, row) + tl.arange(0, ROWS) * lse.row
-    delta_at = tile_at(delta, b, h, row) + tl.arange(0, ROWS) * delta.row
+def load_row_terms(row_terms, b, h, row, inside, ROWS: tl.constexpr, MASKED: tl.constexpr):
+    """(lse in base 2, delta) of ROWS rows.
+
+    They lie in fours since a load with fewer elements than threads is done in the layout of what
+    uses it, where every thread would fetch its own copy of every row's value.
+    """
+    columns = tl.arange(0, ROW_TERMS)[None, :]
+    at = tile_at(row_terms, b, h, row) + tl.arange(0, ROWS)[:, None] * ROW_TERMS + columns
     if MASKED:
-        row_lse = tl.load(lse_at, mask=inside, other=float("-inf"))
-        row_delta = tl.load(delta_at, mask=inside, other=0.0)
+        other = tl.where(columns == 0, float("inf"), 0.0)
+        values = tl.load(at, mask=inside[:, None], other=other)
     else:
-        row_lse = tl.load(lse_at)
-        row_delta = tl.load(delta_at)
-    return tl.where(row_lse == float("-inf"), float("inf"), row_lse * LOG2E), row_delta
+        values = tl.load(at)
+    lse2 = tl.sum(tl.where(columns == 0, values, 0.0), 1)
+    return lse2, tl.sum(tl.where(columns == 1, values, 0.0), 1)
 
 
 @triton.jit
@@ -145,44 +151,51 @@ def score_gradients(p, x, t, dp, delta, keep, terms, MASKED: tl.constexpr):
 
 @triton.jit
 def prepare_kernel(
-    g, out, lse, grad_lse, delta, sink_terms, sinks, cu_seqlens_q, batch, heads, rows_in_all,
-    row_tiles, DV: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
+    g, out, lse, grad_lse, row_terms, sinks, cu_seqlens_q, batch, heads, rows_in_all, row_tiles,
+    DV: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """delta of a tile of rows, and what each row adds to its head's sink gradient."""
+    """lse in base 2, delta, and the sink's gradient by row; packed rows are one long sequence.
+
+    A row that sees nothing gets an lse of inf, so that its p is 0.
+    """
     pid = tl.program_id(0)
     start = pid % row_tiles * BLOCK_M
     h = (pid // row_tiles) % heads
     b = pid // row_tiles // heads
     last = rows_in_all
     if cu_seqlens_q is not None:
-        # Packed rows are one long batch row here; past the last sequence nothing is known.
+        # What lies past the last sequence may hold anything.
         last = tl.load(cu_seqlens_q + batch)
     rows = start + tl.arange(0, BLOCK_M)
-    written = rows < rows_in_all
     inside = rows < last
-    total = tl.zeros([BLOCK_M], tl.float32)
+    delta = tl.zeros([BLOCK_M], tl.float32)
     for column in tl.static_range(0, DV, WIDTH):
         g_tile = load_tile(g, b, h, start, inside, BLOCK_M, column, WIDTH, DV, True, True)
         out_tile = load_tile(out, b, h, start, inside, BLOCK_M, column, WIDTH, DV, True, True)
-        total += tl.sum(g_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
+        delta += tl.sum(g_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
     if grad_lse is not None:
         at = tile_at(grad_lse, b, h, start) + tl.arange(0, BLOCK_M) * grad_lse.row
-        total -= tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    at = tile_at(delta, b, h, start) + tl.arange(0, BLOCK_M) * delta.row
-    tl.store(at, total, mask=written)
+        delta -= tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    at = tile_at(lse, b, h, start) + tl.arange(0, BLOCK_M) * lse.row
+    row_lse = tl.load(at, mask=inside, other=float("-inf"))
+    blind = row_lse == float("-inf")
+    sink_term = tl.zeros([BLOCK_M], tl.float32)
     if sinks is not None:
-        at = tile_at(lse, b, h, start) + tl.arange(0, BLOCK_M) * lse.row
-        row_lse = tl.load(at, mask=inside, other=float("-inf"))
-        sink = tl.load(sinks + h).to(tl.float32)
-        share = tl.exp2((sink - row_lse) * LOG2E)
-        term = tl.where(row_lse == float("-inf"), 0.0, -share * total)
-        at = tile_at(sink_terms, b, h, start) + tl.arange(0, BLOCK_M) * sink_terms.row
-        tl.store(at, term, mask=written)
+        share = tl.exp2((tl.load(sinks + h).to(tl.float32) - row_lse) * LOG2E)
+        sink_term = tl.where(blind, 0.0, -share * delta)
+    lse2 = tl.where(blind, float("inf"), row_lse * LOG2E)
+
+    columns = tl.arange(0, ROW_TERMS)[None, :]
+    values = tl.where(columns == 2, sink_term[:, None], 0.0)
+    values = tl.where(columns == 1, delta[:, None], values)
+    values = tl.where(columns == 0, lse2[:, None], values)
+    at = tile_at(row_terms, b, h, start) + tl.arange(0, BLOCK_M)[:, None] * ROW_TERMS + columns
+    tl.store(at, values, mask=(rows < rows_in_all)[:, None])
 
 
 @triton.jit
 def add_rows(
-    dk0, dk1, dv0, dv1, k0, k1, v0, v1, q, g, lse, delta, terms, heads, b, h, keys, first_row,
+    dk0, dk1, dv0, dv1, k0, k1, v0, v1, q, g, row_terms, terms, heads, b, h, keys, first_row,
     seqlen_q, seqlen_k, lo, hi,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -199,7 +212,7 @@ def add_rows(
         if D1 > 0:
             q1 = load_tile(q, b, h, row, inside, BLOCK_M, D0, D1, D, MASKED, WIDE)
             x = tl.dot(k1, q1.T, x, input_precision=PRECISION)
-        lse2, row_delta = load_row_terms(lse, delta, b, h, row, inside, BLOCK_M, MASKED)
+        lse2, row_delta = load_row_terms(row_terms, b, h, row, inside, BLOCK_M, MASKED)
         p, x, t = probabilities(
             x, lse2[None, :], terms, b, h, rows[None, :], keys[:, None], seqlen_q, seqlen_k,
             MASKED, FUSED,
@@ -318,7 +331,7 @@ def has_nan(x, inside):
 
 @triton.jit
 def dkv_kernel(
-    q, k, v, g, dk, dv, lse, delta, extents, terms, batch, heads, total_k, key_tiles,
+    q, k, v, g, dk, dv, row_terms, extents, terms, batch, heads, total_k, key_tiles,
     GROUP: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr, DIMS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -371,17 +384,17 @@ def dkv_kernel(
         h = h_kv * GROUP + member
         if terms.right is not None:
             dk0, dk1, dv0, dv1 = add_rows(
-                dk0, dk1, dv0, dv1, k0, k1, v0, v1, q, g, lse, delta, terms, heads, b, h, keys,
+                dk0, dk1, dv0, dv1, k0, k1, v0, v1, q, g, row_terms, terms, heads, b, h, keys,
                 first_row, seqlen_q, seqlen_k, lo, whole_lo,
                 D, D0, D1, DV, DV0, DV1, BLOCK_M, True, False, FUSED, WIDE, PRECISION,
             )  # fmt: skip
         dk0, dk1, dv0, dv1 = add_rows(
-            dk0, dk1, dv0, dv1, k0, k1, v0, v1, q, g, lse, delta, terms, heads, b, h, keys,
+            dk0, dk1, dv0, dv1, k0, k1, v0, v1, q, g, row_terms, terms, heads, b, h, keys,
             first_row, seqlen_q, seqlen_k, whole_lo, whole_hi,
             D, D0, D1, DV, DV0, DV1, BLOCK_M, False, False, FUSED, WIDE, PRECISION,
         )  # fmt: skip
         dk0, dk1, dv0, dv1 = add_rows(
-            dk0, dk1, dv0, dv1, k0, k1, v0, v1, q, g, lse, delta, terms, heads, b, h, keys,
+            dk0, dk1, dv0, dv1, k0, k1, v0, v1, q, g, row_terms, terms, heads, b, h, keys,
             first_row, seqlen_q, seqlen_k, whole_hi, hi,
             D, D0, D1, DV, DV0, DV1, BLOCK_M, True, False, FUSED, WIDE, PRECISION,
         )  # fmt: skip
@@ -397,7 +410,7 @@ def dkv_kernel(
         for member in tl.range(0, GROUP):
             h = h_kv * GROUP + member
             dk0, dk1, dv0, dv1 = add_rows(
-                dk0, dk1, dv0, dv1, k0, k1, v0, v1, q, g, lse, delta, terms, heads, b, h, keys,
+                dk0, dk1, dv0, dv1, k0, k1, v0, v1, q, g, row_terms, terms, heads, b, h, keys,
                 first_row, seqlen_q, seqlen_k, lo, hi,
                 D, D0, D1, DV, DV0, DV1, BLOCK_M, True, True, FUSED, WIDE, PRECISION,
             )  # fmt: skip
@@ -429,7 +442,7 @@ def dkv_kernel(
 
 @triton.jit
 def dq_kernel(
-    q, k, v, g, dq, lse, delta, extents, terms, batch, heads, total_q, row_tiles,
+    q, k, v, g, dq, row_terms, extents, terms, batch, heads, total_q, row_tiles,
     GROUP: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr, DIMS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -464,7 +477,7 @@ def dq_kernel(
         q1 = load_tile(q, b, h, at, inside, BLOCK_M, D0, D1, D, True, WIDE)
     if DV1 > 0:
         g1 = load_tile(g, b, h, at, inside, BLOCK_M, DV0, DV1, DV, True, WIDE)
-    lse2, row_delta = load_row_terms(lse, delta, b, h, at, inside, BLOCK_M, True)
+    lse2, row_delta = load_row_terms(row_terms, b, h, at, inside, BLOCK_M, True)
 
     last_row = tl.minimum(tile * BLOCK_M + BLOCK_M, seqlen_q) - 1
     lo, hi = visible_keys(terms, seqlen_q, seqlen_k, tile * BLOCK_M, last_row)
@@ -517,7 +530,7 @@ def dq_kernel(
 
 @triton.jit
 def dbias_kernel(
-    q, k, v, g, dbias, lse, delta, extents, terms, batch, heads,
+    q, k, v, g, dbias, row_terms, extents, terms, batch, heads,
     bias_rows, bias_keys, row_tiles, key_tiles,
     GROUP: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
@@ -559,7 +572,7 @@ def dbias_kernel(
                     q1 = load_tile(q, b, h, at, inside, BLOCK_M, D0, D1, D, True, WIDE)
                 if DV1 > 0:
                     g1 = load_tile(g, b, h, at, inside, BLOCK_M, DV0, DV1, DV, True, WIDE)
-                lse2, row_delta = load_row_terms(lse, delta, b, h, at, inside, BLOCK_M, True)
+                lse2, row_delta = load_row_terms(row_terms, b, h, at, inside, BLOCK_M, True)
                 last_row = tl.minimum(start + BLOCK_M, seqlen_q) - 1
                 lo, hi = visible_keys(terms, seqlen_q, seqlen_k, start, last_row)
                 lo = tl.maximum(lo // BLOCK_N * BLOCK_N, key_start)
@@ -631,10 +644,9 @@ def backward(
 ) -> Gradients:
     """Gradients of dense and packed tensors; see AttentionTensors for shapes."""
     q, k, v = tensors.q, tensors.k, tensors.v
-    delta, dsinks = _prepare(grad_out, grad_lse, out, lse, tensors, problem)
+    row_terms = _prepare(grad_out, grad_lse, out, lse, tensors, problem)
     size = tiles.backward(problem, launch.family(q), config)
     given = tuple(launch.rows(t) for t in (q, k, v, grad_out))
-    row_values = (launch.vector(lse), launch.vector(delta))
     sequences = (launch.extents(tensors, problem), launch.terms(tensors, problem))
     counts = (problem.batch, problem.heads)
     constants: dict[str, Any] = {
@@ -659,7 +671,7 @@ def backward(
             count * heads * (problem.batch + packed),
             *given,
             *(launch.rows(gradient) for gradient in gradients),
-            *row_values,
+            launch.vector(row_terms[..., 0]),
             *sequences,
             *counts,
             total if packed else 0,
@@ -673,8 +685,13 @@ def backward(
     dbias = None
     if problem.bias_grad and tensors.bias is not None:
         dbias = torch.empty(tensors.bias.shape, dtype=tensors.bias.dtype, device=q.device)
-        _bias(dbias, (*given, launch.matrix(dbias), *row_values, *sequences, *counts),
+        _bias(dbias, (*given, launch.matrix(dbias), launch.vector(row_terms[..., 0]), *sequences, *counts),
               problem, constants, size.dq)  # fmt: skip
+    dsinks = None
+    if tensors.sinks is not None:
+        # All of [B, H, S] or [H, T] but the heads.
+        dims = [0, 2] if q.dim() == 4 else [1]
+        dsinks = row_terms[..., 2].sum(dims).to(tensors.sinks.dtype)
     return Gradients(dq, dk, dv, dbias, dsinks)
 
 
@@ -685,39 +702,34 @@ def _prepare(
     lse: Tensor,
     tensors: AttentionTensors,
     problem: AttentionProblem,
-) -> tuple[Tensor, Tensor | None]:
-    """delta, shaped as lse, and the gradient of the sinks."""
-    delta = torch.empty(lse.shape, dtype=torch.float32, device=lse.device)
-    sinks = tensors.sinks
-    sink_terms = None if sinks is None else torch.empty_like(delta)
-    if delta.numel():
-        row_tiles = -(-lse.shape[-1] // _PREPARED_ROWS)
-        packed = tensors.cu_seqlens_q is not None
-        launch.run(
-            prepare_kernel,
-            row_tiles * problem.heads * (1 if packed else problem.batch),
-            launch.rows(grad_out),
-            launch.rows(out),
-            launch.vector(lse),
-            None if grad_lse is None else launch.vector(grad_lse),
-            launch.vector(delta),
-            None if sink_terms is None else launch.vector(sink_terms),
-            sinks,
-            tensors.cu_seqlens_q,
-            problem.batch,
-            problem.heads,
-            lse.shape[-1],
-            row_tiles,
-            DV=problem.head_dim_v,
-            WIDTH=min(128, triton.next_power_of_2(problem.head_dim_v)),
-            BLOCK_M=_PREPARED_ROWS,
-            num_warps=4,
-        )
-    if sinks is None or sink_terms is None:
-        return delta, None
-    # All of [B, H, S] or [H, T] but the heads.
-    dims = [0, 2] if sink_terms.dim() == 3 else [1]
-    return delta, sink_terms.sum(dims).to(sinks.dtype)
+) -> Tensor:
+    """ROW_TERMS of each row: [B, H, Sq, 4] or [H, T, 4] float32."""
+    shape = (*lse.shape, ROW_TERMS.value)
+    row_terms = torch.empty(shape, dtype=torch.float32, device=lse.device)
+    if not lse.numel():
+        return row_terms
+    row_tiles = -(-lse.shape[-1] // _PREPARED_ROWS)
+    packed = tensors.cu_seqlens_q is not None
+    launch.run(
+        prepare_kernel,
+        row_tiles * problem.heads * (1 if packed else problem.batch),
+        launch.rows(grad_out),
+        launch.rows(out),
+        launch.vector(lse),
+        None if grad_lse is None else launch.vector(grad_lse),
+        launch.vector(row_terms[..., 0]),
+        tensors.sinks,
+        tensors.cu_seqlens_q,
+        problem.batch,
+        problem.heads,
+        lse.shape[-1],
+        row_tiles,
+        DV=problem.head_dim_v,
+        WIDTH=min(128, triton.next_power_of_2(problem.head_dim_v)),
+        BLOCK_M=_PREPARED_ROWS,
+        num_warps=4,
+    )
+    return row_terms
 
 
 def _bias(
