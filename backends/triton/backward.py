@@ -312,9 +312,7 @@ def put_back(
 
 
 @triton.jit
-def clear(
-    operand, h, first, last, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr
-):
+def clear(operand, h, first, last, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):
     """Zero the rows of a packed gradient that belong to no sequence."""
     for start in tl.range(0, last - first, ROWS):
         at = tile_at(operand, h * 0, h, first + start)

@@ -193,8 +193,8 @@ def forward_kernel(
         broken = tl.maximum(broken, tl.max((acc1 != acc1).to(tl.int32)))
     if broken > 0:
         acc0, acc1, l, m = attend(
-            tl.zeros_like(acc0), tl.zeros_like(acc1), sink_l, sink_m, q0, q1, k, v, extents, terms, heads, b, h, h_kv,
-            rows, seqlen_q, seqlen_k, row, first, lo, hi,
+            tl.zeros_like(acc0), tl.zeros_like(acc1), sink_l, sink_m, q0, q1, k, v, extents, terms,
+            heads, b, h, h_kv, rows, seqlen_q, seqlen_k, row, first, lo, hi,
             D, D0, D1, DV, DV0, DV1, BLOCK_N, True, True, FUSED, WIDE, PRECISION,
         )  # fmt: skip
         acc0 = add_visible_nonfinite(

@@ -82,8 +82,7 @@ def matrix(tensor: Tensor | None) -> Matrix | None:
         return None
     values = tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
     strides = (
-        0 if size == 1 else step
-        for size, step in zip(tensor.shape, tensor.stride(), strict=True)
+        0 if size == 1 else step for size, step in zip(tensor.shape, tensor.stride(), strict=True)
     )
     return Matrix(values, *strides)
 

@@ -108,7 +108,9 @@ def backward(problem: AttentionProblem, family: str, config: Config) -> Backward
     parts = (
         tile._replace(
             **{
-                name: config[f"{which}_{name}"] for name in tile._fields if f"{which}_{name}" in config
+                name: config[f"{which}_{name}"]
+                for name in tile._fields
+                if f"{which}_{name}" in config
             }
         )
         for which, tile in zip(default._fields, default, strict=True)
