@@ -1,10 +1,11 @@
 """Backward attention in two passes (FlashAttention-2, arXiv 2307.08691), without atomics.
 
 With p_ij = 2^(x_ij - lse_i log2(e)), x the scores in base 2, d_ij dropout's 0 or 1 / (1 - p), and
-t the tanh of the softcap:
+t the softcap's tanh:
 
-    delta_i = g_i . out_i - dlse_i        dp_ij = d_ij (g_i . v_j)      ds_ij = p_ij (dp_ij - delta_i)
-    dv_j = sum_i d_ij p_ij g_i            du_ij = ds_ij (1 - t_ij^2)    dbias_ij = ds_ij
+    delta_i = g_i . out_i - dlse_i        dp_ij = d_ij (g_i . v_j)
+    ds_ij = p_ij (dp_ij - delta_i)        du_ij = ds_ij (1 - t_ij^2)
+    dv_j = sum_i d_ij p_ij g_i            dbias_ij = ds_ij
     dk_j = softmax_scale sum_i du_ij q_i  dq_i = softmax_scale sum_j du_ij k_j
 
 One pass owns a tile of keys and loops over the rows of every head that reads them; the other owns a
@@ -26,16 +27,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from portattn.backends.triton import launch, tiles
+from portattn.backends.triton import bias_gradient, launch, tiles
+from portattn.backends.triton.gradients import (
+    ROW_TERMS,
+    clear,
+    has_nan,
+    load_row_terms,
+    load_tile,
+    probabilities,
+    put_back,
+    score_gradients,
+    steps,
+    tile_at,
+    visible_rows,
+    whole_rows,
+)
 from portattn.backends.triton.primitives import (
     LOG2E,
     finite,
-    is_visible,
     kept,
     key_span,
-    load_rows,
     query_span,
-    scores,
     store_rows,
     visible_keys,
     whole_keys,
@@ -45,108 +57,6 @@ from portattn.dispatch.problem import AttentionProblem
 
 # delta is bound by memory, so its tiles only need to be large enough to fill the loads.
 _PREPARED_ROWS = 64
-# What is known of a row before the passes: lse in base 2, delta, the sink's gradient, nothing.
-ROW_TERMS = tl.constexpr(4)
-
-
-@triton.jit
-def visible_rows(terms, seqlen_q, seqlen_k, first_key, last_key):
-    """[first, last) rows that see some key of first_key .. last_key (inclusive) by the window."""
-    offset = seqlen_k - seqlen_q
-    first = 0
-    last = seqlen_q
-    if terms.right is not None:
-        first = tl.maximum(first_key - offset - terms.right, 0)
-    if terms.left is not None:
-        last = tl.minimum(last_key - offset + terms.left + 1, seqlen_q)
-    return first, tl.maximum(last, first)
-
-
-@triton.jit
-def whole_rows(terms, seqlen_q, seqlen_k, first_key, last_key):
-    """[first, last) rows that see every key of first_key .. last_key (inclusive)."""
-    offset = seqlen_k - seqlen_q
-    first = 0
-    last = seqlen_q
-    if terms.right is not None:
-        first = tl.maximum(last_key - offset - terms.right, 0)
-    if terms.left is not None:
-        last = tl.minimum(first_key - offset + terms.left + 1, seqlen_q)
-    return first, last
-
-
-@triton.jit
-def tile_at(operand, b, h, row):
-    """Where row `row` of head h lies; the tile's offsets from there fit in 32 bits unless WIDE."""
-    at = b.to(tl.int64) * operand.batch + h.to(tl.int64) * operand.head
-    return operand.ptr + at + row.to(tl.int64) * operand.row
-
-
-@triton.jit
-def steps(operand, ROWS: tl.constexpr, WIDE: tl.constexpr):
-    """Offsets of a tile's rows from its first."""
-    at = tl.arange(0, ROWS)
-    if WIDE:
-        return at.to(tl.int64) * operand.row
-    else:
-        return at * operand.row
-
-
-@triton.jit
-def load_tile(
-    operand, b, h, row, inside, ROWS: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr,
-    DIM: tl.constexpr, MASKED: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """ROWS rows from `row` on, columns START .. START + WIDTH."""
-    ptr = tile_at(operand, b, h, row)
-    at = steps(operand, ROWS, WIDE)
-    return load_rows(ptr, at, inside, operand.dim, START, WIDTH, DIM, MASKED)
-
-
-@triton.jit
-def load_row_terms(row_terms, b, h, row, inside, ROWS: tl.constexpr, MASKED: tl.constexpr):
-    """(lse in base 2, delta) of ROWS rows.
-
-    They lie in fours since a load with fewer elements than threads is done in the layout of what
-    uses it, where every thread would fetch its own copy of every row's value.
-    """
-    columns = tl.arange(0, ROW_TERMS)[None, :]
-    at = tile_at(row_terms, b, h, row) + tl.arange(0, ROWS)[:, None] * ROW_TERMS + columns
-    if MASKED:
-        other = tl.where(columns == 0, float("inf"), 0.0)
-        values = tl.load(at, mask=inside[:, None], other=other)
-    else:
-        values = tl.load(at)
-    lse2 = tl.sum(tl.where(columns == 0, values, 0.0), 1)
-    return lse2, tl.sum(tl.where(columns == 1, values, 0.0), 1)
-
-
-@triton.jit
-def probabilities(
-    product, lse2, terms, b, h, rows, keys, seqlen_q, seqlen_k,
-    MASKED: tl.constexpr, FUSED: tl.constexpr,
-):  # fmt: skip
-    """(p, scores in base 2 up to a factor, tanh of the softcap); p is 0 at hidden entries."""
-    x, factor, t = scores(product, terms, b, h, rows, keys, seqlen_q, seqlen_k, MASKED, FUSED)
-    p = tl.exp2(x * factor - lse2)
-    if MASKED or terms.mask is not None or terms.bias is not None:
-        p = tl.where(x == float("-inf"), 0.0, p)
-    return p, x, t
-
-
-@triton.jit
-def score_gradients(p, x, t, dp, delta, keep, terms, MASKED: tl.constexpr):
-    """(ds, du), both 0 at hidden entries whatever they hold."""
-    if terms.rng_state is not None:
-        dp = tl.where(keep, dp * terms.keep_scale, 0.0)
-    ds = p * (dp - delta)
-    du = ds
-    if terms.softcap is not None:
-        du = ds * (1.0 - t * t)
-    if MASKED or terms.mask is not None or terms.bias is not None:
-        ds = tl.where(x == float("-inf"), 0.0, ds)
-        du = tl.where(x == float("-inf"), 0.0, du)
-    return ds, du
 
 
 @triton.jit
@@ -276,55 +186,6 @@ def add_keys(
         if D1 > 0:
             dq1 = tl.dot(du, finite(k1) if FINITE else k1, dq1, input_precision=PRECISION)
     return dq0, dq1
-
-
-@triton.jit
-def put_back(
-    acc, operand, terms, heads, b, h, row, h_at, first, mine, seqlen_q, seqlen_k, lo, hi,
-    DIM: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr,
-    KEYS: tl.constexpr, WEIGHTS: tl.constexpr,
-):  # fmt: skip
-    """Add the non-finite entries of `operand` to the entries of acc that see them, one by one.
-
-    `operand` holds keys and acc rows where KEYS, else the other way round. The factor of an
-    infinite q or k is 0 or NaN, since its score is infinite, so it gives NaN; an infinite g has a
-    positive factor where dropout keeps it (WEIGHTS).
-    """
-    for index in tl.range(lo, hi):
-        theirs = index + tl.arange(0, 1)
-        value = load_tile(operand, row, h_at, first + index, theirs < hi, 1, START, WIDTH, DIM,
-                          True, True).to(tl.float32)  # fmt: skip
-        bad = tl.where(tl.abs(value) < float("inf"), 0.0, value)
-        if tl.max((bad != 0.0).to(tl.int32)) > 0:
-            rows = theirs[None, :]
-            keys = mine[:, None]
-            if KEYS:
-                rows = mine[:, None]
-                keys = theirs[None, :]
-            seen = is_visible(terms, b, h, rows, keys, seqlen_q, seqlen_k)
-            if WEIGHTS:
-                if terms.rng_state is not None:
-                    seen = seen & kept(terms, heads, b, h, rows, keys)
-            else:
-                bad = tl.where(bad != 0.0, float("nan"), 0.0)
-            acc += tl.where(seen, bad, 0.0)
-    return acc
-
-
-@triton.jit
-def clear(operand, h, first, last, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):
-    """Zero the rows of a packed gradient that belong to no sequence."""
-    for start in tl.range(0, last - first, ROWS):
-        at = tile_at(operand, h * 0, h, first + start)
-        inside = first + start + tl.arange(0, ROWS) < last
-        zero = tl.zeros([ROWS, WIDTH], tl.float32)
-        store_rows(at, steps(operand, ROWS, True), inside, operand.dim, zero, 0, WIDTH, DIM)
-
-
-@triton.jit
-def has_nan(x, inside):
-    """1 if x [rows, dims] holds a NaN in one of the rows inside."""
-    return tl.max(((x != x) & inside[:, None]).to(tl.int32))
 
 
 @triton.jit
@@ -526,111 +387,6 @@ def dq_kernel(
         store_rows(dq_ptr, dq_at, inside, dq.dim, dq1 * terms.scale, D0, D1, D)
 
 
-@triton.jit
-def dbias_kernel(
-    q, k, v, g, dbias, row_terms, extents, terms, batch, heads,
-    bias_rows, bias_keys, row_tiles, key_tiles,
-    GROUP: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-    DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
-    ALL_BATCHES: tl.constexpr, ALL_HEADS: tl.constexpr, ALL_ROWS: tl.constexpr,
-    ALL_KEYS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One tile of dbias, summed over everything that reads it: ALL_ where it is broadcast."""
-    pid = tl.program_id(0)
-    key_start = pid % key_tiles * BLOCK_N
-    row_start = pid // key_tiles % row_tiles * BLOCK_M
-    pid = pid // key_tiles // row_tiles
-    h_lo = pid * 0
-    members = heads
-    b_lo = pid
-    if not ALL_HEADS:
-        h_lo = pid % heads
-        members = 1
-        b_lo = pid // heads
-    batches = batch if ALL_BATCHES else 1
-
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for sequence in tl.range(0, batches):
-        b = b_lo + sequence
-        first_row, seqlen_q = query_span(extents, b)
-        row, first, seqlen_k = key_span(extents, b)
-        rows_hi = seqlen_q if ALL_ROWS else tl.minimum(row_start + BLOCK_M, seqlen_q)
-        for member in tl.range(0, members):
-            h = h_lo + member
-            for start in tl.range(row_start, rows_hi, BLOCK_M):
-                rows = start + tl.arange(0, BLOCK_M)
-                inside = rows < seqlen_q
-                at = first_row + start
-                q0 = load_tile(q, b, h, at, inside, BLOCK_M, 0, D0, D, True, WIDE)
-                g0 = load_tile(g, b, h, at, inside, BLOCK_M, 0, DV0, DV, True, WIDE)
-                q1 = q0
-                g1 = g0
-                if D1 > 0:
-                    q1 = load_tile(q, b, h, at, inside, BLOCK_M, D0, D1, D, True, WIDE)
-                if DV1 > 0:
-                    g1 = load_tile(g, b, h, at, inside, BLOCK_M, DV0, DV1, DV, True, WIDE)
-                lse2, row_delta = load_row_terms(row_terms, b, h, at, inside, BLOCK_M, True)
-                last_row = tl.minimum(start + BLOCK_M, seqlen_q) - 1
-                lo, hi = visible_keys(terms, seqlen_q, seqlen_k, start, last_row)
-                lo = tl.maximum(lo // BLOCK_N * BLOCK_N, key_start)
-                if not ALL_KEYS:
-                    hi = tl.minimum(hi, key_start + BLOCK_N)
-                acc = add_score_gradients(
-                    acc, q0, q1, g0, g1, lse2, row_delta, k, v, terms, heads, b, h, h // GROUP,
-                    rows, row, first, seqlen_q, seqlen_k, lo, hi,
-                    D, D0, D1, DV, DV0, DV1, BLOCK_N, WIDE, PRECISION,
-                )  # fmt: skip
-
-    ptr = dbias.ptr + b_lo.to(tl.int64) * dbias.batch + h_lo.to(tl.int64) * dbias.head
-    rows = row_start + tl.arange(0, BLOCK_M)
-    keys = key_start + tl.arange(0, BLOCK_N)
-    if ALL_ROWS:
-        acc = tl.sum(acc, 0, keep_dims=True)
-        rows = tl.arange(0, 1)
-    if ALL_KEYS:
-        acc = tl.sum(acc, 1, keep_dims=True)
-        keys = tl.arange(0, 1)
-    at = rows[:, None].to(tl.int64) * dbias.row + keys[None, :].to(tl.int64) * dbias.key
-    inside = (rows < bias_rows)[:, None] & (keys < bias_keys)[None, :]
-    tl.store(ptr + at, acc.to(dbias.ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def add_score_gradients(
-    acc, q0, q1, g0, g1, lse2, row_delta, k, v, terms, heads, b, h, h_kv, rows, row, first,
-    seqlen_q, seqlen_k, lo, hi,
-    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-    DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr, BLOCK_N: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Add ds of one tile of rows against keys lo .. hi, tile upon tile, to acc."""
-    for start in tl.range(lo, hi, BLOCK_N):
-        keys = start + tl.arange(0, BLOCK_N)
-        inside = keys < seqlen_k
-        key = first + start
-        k0 = load_tile(k, row, h_kv, key, inside, BLOCK_N, 0, D0, D, True, WIDE)
-        v0 = load_tile(v, row, h_kv, key, inside, BLOCK_N, 0, DV0, DV, True, WIDE)
-        x = tl.dot(q0, k0.T, input_precision=PRECISION)
-        dp = tl.dot(g0, v0.T, input_precision=PRECISION)
-        if D1 > 0:
-            k1 = load_tile(k, row, h_kv, key, inside, BLOCK_N, D0, D1, D, True, WIDE)
-            x = tl.dot(q1, k1.T, x, input_precision=PRECISION)
-        if DV1 > 0:
-            v1 = load_tile(v, row, h_kv, key, inside, BLOCK_N, DV0, DV1, DV, True, WIDE)
-            dp = tl.dot(g1, v1.T, dp, input_precision=PRECISION)
-        p, x, t = probabilities(
-            x, lse2[:, None], terms, b, h, rows[:, None], keys[None, :], seqlen_q, seqlen_k,
-            True, False,
-        )  # fmt: skip
-        keep = True
-        if terms.rng_state is not None:
-            keep = kept(terms, heads, b, h, rows[:, None], keys[None, :])
-        ds, _ = score_gradients(p, x, t, dp, row_delta[:, None], keep, terms, True)
-        acc += ds
-    return acc
-
-
 def backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
@@ -683,8 +439,8 @@ def backward(
     dbias = None
     if problem.bias_grad and tensors.bias is not None:
         dbias = torch.empty(tensors.bias.shape, dtype=tensors.bias.dtype, device=q.device)
-        _bias(dbias, (*given, launch.matrix(dbias), launch.vector(row_terms[..., 0]), *sequences, *counts),
-              problem, constants, size.dq)  # fmt: skip
+        operands = (*given, launch.matrix(dbias), launch.vector(row_terms[..., 0]))
+        bias_gradient.fill(dbias, (*operands, *sequences, *counts), constants, size.dq)
     dsinks = None
     if tensors.sinks is not None:
         # All of [B, H, S] or [H, T] but the heads.
@@ -728,37 +484,3 @@ def _prepare(
         num_warps=4,
     )
     return row_terms
-
-
-def _bias(
-    dbias: Tensor,
-    operands: tuple[Any, ...],
-    problem: AttentionProblem,
-    constants: dict[str, Any],
-    tile: tiles.Tile,
-) -> None:
-    """Fill dbias, one program per tile of it."""
-    if not dbias.numel():
-        return
-    batches, heads, rows, keys = dbias.shape
-    block_m, block_n = min(tile.block_m, 64), min(tile.block_n, 64)
-    row_tiles, key_tiles = -(-rows // block_m), -(-keys // block_n)
-    given = {name: value for name, value in constants.items() if name not in ("DIMS", "FUSED")}
-    launch.run(
-        dbias_kernel,
-        batches * heads * row_tiles * key_tiles,
-        *operands,
-        rows,
-        keys,
-        row_tiles,
-        key_tiles,
-        **given,
-        ALL_BATCHES=batches == 1,
-        ALL_HEADS=heads == 1,
-        ALL_ROWS=rows == 1,
-        ALL_KEYS=keys == 1,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        num_warps=tile.warps,
-        num_stages=1,
-    )

@@ -105,26 +105,36 @@ class BackwardTiles(NamedTuple):
 
 def backward(problem: AttentionProblem, family: str, config: Config) -> BackwardTiles:
     default = _backward_default(problem, family)
-    parts = (
-        tile._replace(
-            **{
-                name: config[f"{which}_{name}"]
-                for name in tile._fields
-                if f"{which}_{name}" in config
-            }
-        )
-        for which, tile in zip(default._fields, default, strict=True)
+    return BackwardTiles(
+        _replaced(default.dkv, "dkv_", config),
+        _replaced(default.dq, "dq_", config),
     )
-    return BackwardTiles(*parts)
+
+
+def _replaced(tile: Tile, prefix: str, config: Config) -> Tile:
+    given = {name: config[prefix + name] for name in Tile._fields if prefix + name in config}
+    return tile._replace(**given)
 
 
 def _backward_default(problem: AttentionProblem, family: str) -> BackwardTiles:
+    """The largest tiles whose loops keep to registers, by ptxas, and to the shared memory.
+
+    Hopper reads operands of its products from shared memory; elsewhere they take registers too.
+    """
     wide = max(problem.head_dim, problem.head_dim_v)
+    hopper = family == "sm_90a"
     if problem.dtype == torch.float32:
-        tile = Tile(32, 32, 4, 1)
-        return BackwardTiles(tile, tile)
+        if wide <= 64:
+            return BackwardTiles(Tile(32, 32, 8, 1), Tile(32, 32, 8, 1))
+        if wide <= 128:
+            return BackwardTiles(Tile(16, 32, 8, 1), Tile(32, 16, 8, 1))
+        return BackwardTiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1))
     if wide <= 64:
-        return BackwardTiles(Tile(64, 128, 8, 2), Tile(128, 64, 8, 2))
+        dkv = Tile(64, 128, 8, 2) if hopper else Tile(32, 128, 8, 2)
+        return BackwardTiles(dkv, Tile(128, 64, 8, 2))
     if wide <= 128:
-        return BackwardTiles(Tile(64, 128, 8, 2), Tile(128, 64, 8, 2))
-    return BackwardTiles(Tile(32, 64, 8, 1), Tile(64, 32, 8, 1))
+        if family.startswith("gfx"):
+            return BackwardTiles(Tile(32, 64, 4, 2), Tile(64, 64, 4, 2))
+        dkv = Tile(64, 128, 8, 2) if hopper else Tile(64, 64, 8, 2)
+        return BackwardTiles(dkv, Tile(128, 64, 8, 2))
+    return BackwardTiles(Tile(32, 32, 4, 1), Tile(64, 32, 8, 1))
