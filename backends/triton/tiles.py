@@ -137,4 +137,6 @@ def _backward_default(problem: AttentionProblem, family: str) -> BackwardTiles:
             return BackwardTiles(Tile(32, 64, 4, 2), Tile(64, 64, 4, 2))
         dkv = Tile(64, 128, 8, 2) if hopper else Tile(64, 64, 8, 2)
         return BackwardTiles(dkv, Tile(128, 64, 8, 2))
+    if hopper and problem.head_dim + problem.head_dim_v <= 320:
+        return BackwardTiles(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2))
     return BackwardTiles(Tile(32, 32, 4, 1), Tile(64, 32, 8, 1))
