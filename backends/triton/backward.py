@@ -56,7 +56,7 @@ from portattn.dispatch.backend import AttentionTensors, Config, Gradients
 from portattn.dispatch.problem import AttentionProblem
 
 # delta is bound by memory, so its tiles only need to be large enough to fill the loads.
-_PREPARED_ROWS = 64
+_PREPARED = tiles.Tile(64, 0, 4, 1)
 
 
 @triton.jit
@@ -398,15 +398,19 @@ def backward(
 ) -> Gradients:
     """Gradients of dense and packed tensors; see AttentionTensors for shapes."""
     q, k, v = tensors.q, tensors.k, tensors.v
-    row_terms = _prepare(grad_out, grad_lse, out, lse, tensors, problem)
+    call = launch.Call(tensors, problem, config, (grad_out, grad_lse, out, lse))
+    row_terms = _prepare(call)
     size = tiles.backward(problem, launch.family(q), config)
     given = tuple(launch.rows(t) for t in (q, k, v, grad_out))
-    sequences = (launch.extents(tensors, problem), launch.terms(tensors, problem))
+    known = launch.vector(row_terms[..., 0])
+    sequences = (launch.extents(tensors, problem, 1), launch.terms(tensors, problem))
     counts = (problem.batch, problem.heads)
     constants: dict[str, Any] = {
         "GROUP": problem.heads // problem.kv_heads,
         **launch.dims(problem),
         "DIMS": triton.next_power_of_2(max(problem.head_dim, problem.head_dim_v)),
+    }
+    switches: dict[str, Any] = {
         "FUSED": launch.fused(problem),
         "WIDE": launch.wide(tensors) or launch.wide(replace(tensors, q=grad_out)),
         "PRECISION": launch.precision(problem),
@@ -419,28 +423,17 @@ def backward(
     ):
         if not gradients[0].numel():
             continue
-        count = max(1, -(-length // (tile.block_n if owned == "n" else tile.block_m)))
-        launch.run(
-            kernel,
-            count * heads * (problem.batch + packed),
-            *given,
-            *(launch.rows(gradient) for gradient in gradients),
-            launch.vector(row_terms[..., 0]),
-            *sequences,
-            *counts,
-            total if packed else 0,
-            count,
-            **constants,
-            BLOCK_M=tile.block_m,
-            BLOCK_N=tile.block_n,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-        )
+        count = max(1, triton.cdiv(length, tile.block_n if owned == "n" else tile.block_m))
+        written = (launch.rows(gradient) for gradient in gradients)
+        args = (*given, *written, known, *sequences, *counts, total if packed else 0, count)
+        blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+        programs = count * heads * (problem.batch + packed)
+        launch.run(kernel, programs, args, {**constants, **blocks, **switches}, tile, call)
     dbias = None
     if problem.bias_grad and tensors.bias is not None:
         dbias = torch.empty(tensors.bias.shape, dtype=tensors.bias.dtype, device=q.device)
-        operands = (*given, launch.matrix(dbias), launch.vector(row_terms[..., 0]))
-        bias_gradient.fill(dbias, (*operands, *sequences, *counts), constants, size.dq)
+        operands = (*given, launch.matrix(dbias), known, *sequences, *counts)
+        bias_gradient.fill(dbias, operands, {**constants, **switches}, size.dq, call)
     dsinks = None
     if tensors.sinks is not None:
         # All of [B, H, S] or [H, T] but the heads.
@@ -449,24 +442,18 @@ def backward(
     return Gradients(dq, dk, dv, dbias, dsinks)
 
 
-def _prepare(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    tensors: AttentionTensors,
-    problem: AttentionProblem,
-) -> Tensor:
+def _prepare(call: launch.Call) -> Tensor:
     """ROW_TERMS of each row: [B, H, Sq, 4] or [H, T, 4] float32."""
+    tensors, problem = call.tensors, call.problem
+    grad_out, grad_lse, out, lse = call.more
+    assert grad_out is not None and out is not None and lse is not None
     shape = (*lse.shape, ROW_TERMS.value)
     row_terms = torch.empty(shape, dtype=torch.float32, device=lse.device)
     if not lse.numel():
         return row_terms
-    row_tiles = -(-lse.shape[-1] // _PREPARED_ROWS)
+    row_tiles = triton.cdiv(lse.shape[-1], _PREPARED.block_m)
     packed = tensors.cu_seqlens_q is not None
-    launch.run(
-        prepare_kernel,
-        row_tiles * problem.heads * (1 if packed else problem.batch),
+    args = (
         launch.rows(grad_out),
         launch.rows(out),
         launch.vector(lse),
@@ -478,9 +465,12 @@ def _prepare(
         problem.heads,
         lse.shape[-1],
         row_tiles,
-        DV=problem.head_dim_v,
-        WIDTH=min(128, triton.next_power_of_2(problem.head_dim_v)),
-        BLOCK_M=_PREPARED_ROWS,
-        num_warps=4,
     )
+    constants = {
+        "DV": problem.head_dim_v,
+        "WIDTH": min(128, triton.next_power_of_2(problem.head_dim_v)),
+        "BLOCK_M": _PREPARED.block_m,
+    }
+    programs = row_tiles * problem.heads * (1 if packed else problem.batch)
+    launch.run(prepare_kernel, programs, args, constants, _PREPARED, call)
     return row_terms

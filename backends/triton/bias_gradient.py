@@ -138,29 +138,23 @@ def fill(
     operands: tuple[Any, ...],
     constants: dict[str, Any],
     tile: tiles.Tile,
+    call: launch.Call,
 ) -> None:
     """Fill dbias, one program per tile of it."""
     if not dbias.numel():
         return
     batches, heads, rows, keys = dbias.shape
-    block_m, block_n = min(tile.block_m, 64), min(tile.block_n, 64)
-    row_tiles, key_tiles = -(-rows // block_m), -(-keys // block_n)
+    tile = tile._replace(block_m=min(tile.block_m, 64), block_n=min(tile.block_n, 64), stages=1)
+    row_tiles, key_tiles = triton.cdiv(rows, tile.block_m), triton.cdiv(keys, tile.block_n)
     given = {name: value for name, value in constants.items() if name not in ("DIMS", "FUSED")}
-    launch.run(
-        dbias_kernel,
-        batches * heads * row_tiles * key_tiles,
-        *operands,
-        rows,
-        keys,
-        row_tiles,
-        key_tiles,
-        **given,
-        ALL_BATCHES=batches == 1,
-        ALL_HEADS=heads == 1,
-        ALL_ROWS=rows == 1,
-        ALL_KEYS=keys == 1,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        num_warps=tile.warps,
-        num_stages=1,
-    )
+    given |= {
+        "ALL_BATCHES": batches == 1,
+        "ALL_HEADS": heads == 1,
+        "ALL_ROWS": rows == 1,
+        "ALL_KEYS": keys == 1,
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+    }
+    programs = batches * heads * row_tiles * key_tiles
+    args = (*operands, rows, keys, row_tiles, key_tiles)
+    launch.run(dbias_kernel, programs, args, given, tile, call)

@@ -82,35 +82,54 @@ def find(extents, terms, batch, units, place, seqlen_q, run, BLOCK_N: tl.constex
 
 
 @triton.jit
-def merge(work, sums, slots_from, slots_to, step, first, first_slot, row_ids, valid,
-          BLOCK_M: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr):  # fmt: skip
-    """Merge the partial results of programs slots_from .. slots_to, every step-th of them.
+def slot_of(program, first, first_slot):
+    """Where a program left its part of an output that began in program `first`."""
+    return tl.where(program <= first, 2 * first + first_slot, 2 * program)
 
-    The first program of the output keeps it in first_slot, the others in their slot 0.
+
+@triton.jit
+def merge(work, sums, start, stop, step, first, first_slot, row_ids, valid,
+          BLOCK_M: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr):  # fmt: skip
+    """Merge the parts of programs start, start + step, ... below stop, NEIGHBOURS at most or more.
+
+    The loads of NEIGHBOURS parts don't wait for each other: all maxima first, then the rest.
     """
     acc0 = tl.zeros([BLOCK_M, DV0], tl.float32)
     acc1 = tl.zeros([BLOCK_M, DV1 if DV1 > 0 else 1], tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    for program in tl.range(slots_from, slots_to, step):
-        slot = 2 * program
-        if program <= first:
-            slot = 2 * first + first_slot
-        m_part = tl.load(sums + slot * (2 * BLOCK_M) + row_ids, cache_modifier=".cg")
-        l_part = tl.load(sums + slot * (2 * BLOCK_M) + BLOCK_M + row_ids, cache_modifier=".cg")
-        m_new = tl.maximum(m, m_part)
+    for group in tl.range(start, stop, step * NEIGHBOURS):
+        m_new = m
+        for i in tl.static_range(NEIGHBOURS):
+            program = group + i * step
+            at = sums + slot_of(program, first, first_slot) * (2 * BLOCK_M) + row_ids
+            part = tl.load(at, mask=valid & (program < stop), other=float("-inf"),
+                           cache_modifier=".cg")  # fmt: skip
+            m_new = tl.maximum(m_new, part)
         base = tl.where(m_new == float("-inf"), 0.0, m_new)
-        old, new = tl.exp2(m - base), tl.exp2(m_part - base)
-        l = l * old + l_part * new
-        m = m_new
-        at = slot.to(tl.int64) * (BLOCK_M * (DV0 + DV1)) + row_ids[:, None] * (DV0 + DV1)
-        pointers = work + at + tl.arange(0, DV0)[None, :]
-        part = tl.load(pointers, mask=valid[:, None], other=0.0, cache_modifier=".cg")
-        acc0 = acc0 * old[:, None] + part * new[:, None]
+        old = tl.exp2(m - base)
+        l *= old
+        acc0 *= old[:, None]
         if DV1 > 0:
-            pointers = work + at + DV0 + tl.arange(0, DV1)[None, :]
-            part = tl.load(pointers, mask=valid[:, None], other=0.0, cache_modifier=".cg")
-            acc1 = acc1 * old[:, None] + part * new[:, None]
+            acc1 *= old[:, None]
+        m = m_new
+        for i in tl.static_range(NEIGHBOURS):
+            program = group + i * step
+            slot = slot_of(program, first, first_slot)
+            inside = valid & (program < stop)
+            at = sums + slot * (2 * BLOCK_M) + row_ids
+            m_part = tl.load(at, mask=inside, other=float("-inf"), cache_modifier=".cg")
+            l_part = tl.load(at + BLOCK_M, mask=inside, other=0.0, cache_modifier=".cg")
+            weight = tl.exp2(m_part - base)
+            l += l_part * weight
+            at = slot.to(tl.int64) * (BLOCK_M * (DV0 + DV1)) + row_ids[:, None] * (DV0 + DV1)
+            pointers = work + at + tl.arange(0, DV0)[None, :]
+            part = tl.load(pointers, mask=inside[:, None], other=0.0, cache_modifier=".cg")
+            acc0 += part * weight[:, None]
+            if DV1 > 0:
+                pointers = work + at + DV0 + tl.arange(0, DV1)[None, :]
+                part = tl.load(pointers, mask=inside[:, None], other=0.0, cache_modifier=".cg")
+                acc1 += part * weight[:, None]
     return acc0, acc1, l, m
 
 
@@ -290,12 +309,14 @@ def decode(
     group = problem.heads // problem.kv_heads
     device = launch.device(q)
     size = tiles.decode(problem, device, config)
-    row_tiles = -(-problem.seqlen_q * group // size.block_m)
+    row_tiles = triton.cdiv(problem.seqlen_q * group, size.block_m)
     dims = launch.dims(problem)
-    longest = problem.batch * problem.kv_heads * row_tiles * -(-problem.seqlen_k // size.block_n)
+    longest = (
+        problem.batch * problem.kv_heads * row_tiles * triton.cdiv(problem.seqlen_k, size.block_n)
+    )
     if problem.deterministic:
         run = tiles.RUN_ALONE
-        per_sequence = -(-(-(-problem.seqlen_k // size.block_n)) // run) or 1
+        per_sequence = max(1, triton.cdiv(triton.cdiv(problem.seqlen_k, size.block_n), run))
         programs = problem.batch * problem.kv_heads * row_tiles * per_sequence
     else:
         run = 0
@@ -303,9 +324,7 @@ def decode(
     width = dims["DV0"] + dims["DV1"]
     work = q.new_empty(2 * programs * size.block_m * width, dtype=torch.float32)
     sums = q.new_empty(2 * programs * 2 * size.block_m, dtype=torch.float32)
-    launch.run(
-        decode_kernel,
-        programs,
+    args = (
         launch.rows(q),
         launch.rows(tensors.k),
         launch.rows(tensors.v),
@@ -314,22 +333,25 @@ def decode(
         work,
         sums,
         launch.counters(q, 3 * programs),
-        launch.extents(tensors, problem),
+        launch.extents(tensors, problem, size.block_n),
         launch.terms(tensors, problem),
         problem.batch,
         problem.kv_heads,
         row_tiles,
         run,
-        GROUP=group,
+    )
+    constants = {
+        "GROUP": group,
         **dims,
-        BLOCK_M=size.block_m,
-        BLOCK_N=size.block_n,
-        ALONE=problem.deterministic,
-        AT_ONCE=min(_SEQUENCES_AT_ONCE, triton.next_power_of_2(problem.batch)),
-        FUSED=launch.fused(problem),
-        WIDE=launch.wide(tensors),
-        PRECISION=launch.precision(problem),
-        num_warps=size.warps,
-        num_stages=size.stages,
+        "BLOCK_M": size.block_m,
+        "BLOCK_N": size.block_n,
+        "ALONE": problem.deterministic,
+        "AT_ONCE": min(_SEQUENCES_AT_ONCE, triton.next_power_of_2(problem.batch)),
+        "FUSED": launch.fused(problem),
+        "WIDE": launch.wide(tensors),
+        "PRECISION": launch.precision(problem),
+    }
+    launch.run(
+        decode_kernel, programs, args, constants, size, launch.Call(tensors, problem, config)
     )
     return out, lse

@@ -52,9 +52,10 @@ def attend(
     k_head = k.ptr + h_kv.to(tl.int64) * k.head
     v_head = v.ptr + h_kv.to(tl.int64) * v.head
     for start in tl.range(lo, hi, BLOCK_N):
-        keys = start + tl.arange(0, BLOCK_N)
+        lanes = tl.arange(0, BLOCK_N)
+        keys = start + lanes
         inside = keys < seqlen_k
-        at = key_offsets(extents, k, row, b, first, keys, seqlen_k, WIDE)
+        at = key_offsets(extents, k, row, b, first, start, lanes, seqlen_k, WIDE)
         k0 = load_rows(k_head, at, inside, k.dim, 0, D0, D, MASKED)
         x = tl.dot(q0, k0.T, input_precision=PRECISION)
         if D1 > 0:
@@ -67,7 +68,7 @@ def attend(
         if terms.rng_state is not None:
             p = tl.where(kept(terms, heads, b, h, rows[:, None], keys[None, :]), p, 0.0)
         p = p.to(v.ptr.dtype.element_ty)
-        at = key_offsets(extents, v, row, b, first, keys, seqlen_k, WIDE)
+        at = key_offsets(extents, v, row, b, first, start, lanes, seqlen_k, WIDE)
         acc0 = acc0 * alpha[:, None]
         v0 = load_rows(v_head, at, inside, v.dim, 0, DV0, DV, MASKED)
         if FINITE:
@@ -91,7 +92,7 @@ def add_visible_nonfinite(
     v_head = v.ptr + h_kv.to(tl.int64) * v.head
     for key in tl.range(lo, hi):
         keys = key + tl.arange(0, 1)
-        at = key_offsets(extents, v, row, b, first, keys, seqlen_k, WIDE)
+        at = key_offsets(extents, v, row, b, first, key, tl.arange(0, 1), seqlen_k, WIDE)
         value = load_rows(v_head, at, keys < seqlen_k, v.dim, START, WIDTH, DV, True)
         value = value.to(tl.float32)
         bad = tl.where(tl.abs(value) < float("inf"), 0.0, value)
@@ -231,30 +232,32 @@ def forward(
     if not out.numel() and not lse.numel():
         return out, lse
     size = tiles.forward(problem, launch.family(q), config)
-    row_tiles = max(1, -(-problem.seqlen_q // size.block_m))
+    row_tiles = max(1, triton.cdiv(problem.seqlen_q, size.block_m))
     sequences = problem.batch + (tensors.cu_seqlens_q is not None)
-    launch.run(
-        forward_kernel,
-        row_tiles * problem.heads * sequences,
+    args = (
         launch.rows(q),
         launch.rows(tensors.k),
         launch.rows(v),
         launch.rows(out),
         launch.vector(lse),
-        launch.extents(tensors, problem),
+        launch.extents(tensors, problem, size.block_n),
         launch.terms(tensors, problem),
         problem.batch,
         problem.heads,
         q.shape[0] if q.dim() == 3 else 0,
         row_tiles,
-        GROUP=problem.heads // problem.kv_heads,
+    )
+    constants = {
+        "GROUP": problem.heads // problem.kv_heads,
         **launch.dims(problem),
-        BLOCK_M=size.block_m,
-        BLOCK_N=size.block_n,
-        FUSED=launch.fused(problem),
-        WIDE=launch.wide(tensors),
-        PRECISION=launch.precision(problem),
-        num_warps=size.warps,
-        num_stages=size.stages,
+        "BLOCK_M": size.block_m,
+        "BLOCK_N": size.block_n,
+        "FUSED": launch.fused(problem),
+        "WIDE": launch.wide(tensors),
+        "PRECISION": launch.precision(problem),
+    }
+    programs = row_tiles * problem.heads * sequences
+    launch.run(
+        forward_kernel, programs, args, constants, size, launch.Call(tensors, problem, config)
     )
     return out, lse

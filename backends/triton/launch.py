@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import threading
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from portattn.backends.triton.primitives import Extents, Matrix, Rows, Terms, Vector
 from portattn.dispatch import device as devices
-from portattn.dispatch.backend import AttentionTensors
+from portattn.dispatch.backend import AttentionTensors, Config
 from portattn.dispatch.problem import AttentionProblem
+
+log = logging.getLogger("portattn")
 
 # A tile spans at most this many rows: beyond 2^31 / rows per stride, offsets need 64 bits.
 _TILE_ROWS = 256
@@ -34,29 +37,120 @@ def device(tensor: Tensor) -> devices.Device:
     return devices.of(tensor.device)
 
 
-_COUNTERS: dict[tuple[Any, ...], Tensor] = {}
+# int32 words of a slice of counters, and slices made at a time.
+_SLICE, _SLICES = 4096, 256
+_COUNTERS: dict[Any, Tensor] = {}
+_FRESH: dict[torch.device, list[Tensor]] = {}
 
 
 def counters(like: Tensor, count: int) -> Tensor:
-    """int32 zeros that the kernel leaves zero, so that they are cleared only once.
+    """At least `count` int32 zeros for a kernel that leaves them zero.
 
-    Kernels on one stream follow each other and share them. A captured graph may be replayed
-    beside anything, so it clears its own.
+    Kernels on one stream follow each other and share a slice. A captured graph may be replayed
+    beside anything, so each of its launches keeps a slice of its own for good; where none is left
+    that was cleared before the capture, the graph clears one itself.
     """
-    if like.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return torch.zeros(count, dtype=torch.int32, device=like.device)
-    stream = torch.cuda.current_stream(like.device) if like.device.type == "cuda" else None
-    key = (like.device, stream, threading.get_ident() if stream is None else 0)
+    capturing = like.is_cuda and torch.cuda.is_current_stream_capturing()
+    if capturing:
+        fresh = _FRESH.get(like.device)
+        if count > _SLICE or not fresh:
+            return torch.zeros(count, dtype=torch.int32, device=like.device)
+        return fresh.pop()
+    key = (like.device, torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0)
     found = _COUNTERS.get(key)
     if found is None or found.numel() < count:
-        found = torch.zeros(max(count, 4096), dtype=torch.int32, device=like.device)
+        found = torch.zeros(max(count, _SLICE), dtype=torch.int32, device=like.device)
         _COUNTERS[key] = found
+    if len(_FRESH.setdefault(like.device, [])) < _SLICES // 2:
+        more = torch.zeros(_SLICES, _SLICE, dtype=torch.int32, device=like.device)
+        _FRESH[like.device] += list(more.unbind())
     return found
 
 
-def run(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
-    """Launch on the tensors' device and torch's current stream."""
-    kernel[(programs, 1, 1)](*args, **options)
+class Call(NamedTuple):
+    """What a launch is for; `more` are operands beyond the call's own tensors."""
+
+    tensors: AttentionTensors
+    problem: AttentionProblem
+    config: Config
+    more: tuple[Tensor | None, ...] = ()
+
+
+class _Prepared(NamedTuple):
+    """A compiled kernel, the names of its constants in order, and what its key was made of.
+
+    The last two are kept alive so that no id is used twice.
+    """
+
+    compiled: Any
+    names: tuple[str, ...]
+    problem: AttentionProblem
+    config: Config
+
+
+_PREPARED: dict[tuple[Any, ...], _Prepared] = {}
+_PREPARED_LIMIT = 4096
+_SEEN: set[tuple[str, int, int, torch.dtype]] = set()
+
+
+def run(
+    kernel: Any,
+    programs: int,
+    args: tuple[Any, ...],
+    constants: dict[str, Any],
+    tile: Any,
+    call: Call,
+) -> None:
+    """Launch on the tensors' device and torch's current stream.
+
+    Triton works out which specialisation of a kernel its arguments need at every launch. The same
+    problem with the same strides always needs the same one as long as all pointers are aligned, so
+    it is looked up instead. `constants` are the kernel's constexpr arguments.
+    """
+    device = call.tensors.q.device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            return run(kernel, programs, args, constants, tile, call)
+    grid = (programs, 1, 1)
+    key = _prepared_key(kernel, call)
+    if key is not None and (found := _PREPARED.get(key)) is not None:
+        found.compiled[grid](*args, *(constants[name] for name in found.names))
+        return None
+    _announce(kernel, call.problem)
+    compiled = kernel[grid](*args, **constants, num_warps=tile.warps, num_stages=tile.stages)
+    if key is not None and compiled is not None:
+        if len(_PREPARED) >= _PREPARED_LIMIT:
+            _PREPARED.clear()
+        names = tuple(kernel.arg_names[len(args) :])
+        _PREPARED[key] = _Prepared(compiled, names, call.problem, call.config)
+    return None
+
+
+def _prepared_key(kernel: Any, call: Call) -> tuple[Any, ...] | None:
+    """What decides a kernel's specialisation; None when a pointer isn't aligned."""
+    key: tuple[Any, ...] = (kernel, id(call.problem), id(call.config), call.tensors.q.device)
+    pointers = 0
+    for tensor in (*_operands(call.tensors), *call.more):
+        if tensor is None:
+            key += (None,)
+        else:
+            pointers |= tensor.data_ptr()
+            key += (tensor.stride(), tensor.dtype)
+    if pointers % 16:
+        return None
+    return (*key, torch.backends.cuda.matmul.allow_tf32)
+
+
+_operands = attrgetter(*AttentionTensors.__dataclass_fields__)
+
+
+def _announce(kernel: Any, problem: AttentionProblem) -> None:
+    """Say once that a kernel may have to be compiled, which takes seconds."""
+    name = kernel.fn.__name__
+    key = (name, problem.head_dim, problem.head_dim_v, problem.dtype)
+    if key not in _SEEN:
+        _SEEN.add(key)
+        log.info("%s: Triton compiles it unless its cache has it (%s)", name, problem)
 
 
 def new_lse(q: Tensor) -> Tensor:
@@ -87,8 +181,10 @@ def matrix(tensor: Tensor | None) -> Matrix | None:
     return Matrix(values, *strides)
 
 
-def extents(tensors: AttentionTensors, problem: AttentionProblem) -> Extents:
+def extents(tensors: AttentionTensors, problem: AttentionProblem, block_n: int) -> Extents:
+    """block_n: keys of a tile, which may lie in one page or not."""
     table = tensors.block_table
+    in_page = table is not None and problem.page_size % block_n == 0 and not problem.leftpad
     return Extents(
         problem.seqlen_q,
         problem.seqlen_k,
@@ -100,6 +196,7 @@ def extents(tensors: AttentionTensors, problem: AttentionProblem) -> Extents:
         table,
         0 if table is None else table.stride(0),
         problem.page_size,
+        1 if in_page else None,
     )
 
 

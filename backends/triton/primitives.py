@@ -52,7 +52,10 @@ class Vector(NamedTuple):
 
 
 class Extents(NamedTuple):
-    """Where each sequence's rows and keys lie; see AttentionTensors."""
+    """Where each sequence's rows and keys lie; see AttentionTensors.
+
+    tile_in_page is None where a tile of keys may span pages.
+    """
 
     seqlen_q: int
     seqlen_k: int
@@ -64,6 +67,7 @@ class Extents(NamedTuple):
     block_table: Any
     table_stride: int
     page_size: int
+    tile_in_page: Any
 
 
 class Terms(NamedTuple):
@@ -145,20 +149,24 @@ def whole_keys(terms, seqlen_q, seqlen_k, first_row, last_row):
 
 
 @triton.jit
-def key_offsets(extents, operand, row, b, first, keys, seqlen_k, WIDE: tl.constexpr):
-    """Offsets in elements of `keys` [BLOCK_N] of one sequence in k or v, head and dim excluded."""
+def key_offsets(extents, operand, row, b, first, start, lanes, seqlen_k, WIDE: tl.constexpr):
+    """Offsets in elements of keys start + lanes of one sequence in k or v, without head and dim."""
     if extents.block_table is not None:
-        at = first + keys
         table = extents.block_table + b.to(tl.int64) * extents.table_stride
-        page = tl.load(table + at // extents.page_size, mask=keys < seqlen_k, other=0)
-        slot = at % extents.page_size
+        if extents.tile_in_page is not None:
+            page = tl.load(table + (first + start) // extents.page_size)
+            slot = (first + start) % extents.page_size + lanes
+        else:
+            at = first + start + lanes
+            page = tl.load(table + at // extents.page_size, mask=start + lanes < seqlen_k, other=0)
+            slot = at % extents.page_size
         return page.to(tl.int64) * operand.batch + slot * operand.row
     else:
-        start = row.to(tl.int64) * operand.batch + first.to(tl.int64) * operand.row
+        at = row.to(tl.int64) * operand.batch + (first + start).to(tl.int64) * operand.row
         if WIDE:
-            return start + keys.to(tl.int64) * operand.row
+            return at + lanes.to(tl.int64) * operand.row
         else:
-            return start + keys * operand.row
+            return at + lanes * operand.row
 
 
 @triton.jit

@@ -67,14 +67,18 @@ def forward(problem: AttentionProblem, family: str, config: Config) -> Tile:
 
 
 def _forward_default(problem: AttentionProblem, family: str) -> Tile:
+    """On sm_90a by measurement; elsewhere the largest that keep to the registers."""
     wide = max(problem.head_dim, problem.head_dim_v)
+    hopper = family == "sm_90a"
     if problem.dtype == torch.float32:
         return Tile(64, 32, 4, 2) if wide <= 64 else Tile(32, 32, 4, 1)
     if problem.seqlen_q <= 64:
         return Tile(64, 64, 4, 2) if wide <= 128 else Tile(64, 32, 4, 2)
     if wide <= 64:
-        return Tile(128, 64, 4, 3)
+        return Tile(128, 64, 4, 4 if hopper and problem.seqlen_k > 8192 else 3)
     if wide <= 128:
+        if hopper:
+            return Tile(128, 128, 8, 3) if problem.seqlen_k > 4096 else Tile(64, 64, 4, 3)
         return Tile(128, 64, 8, 2)
     return Tile(64, 32, 4, 2)
 
@@ -130,8 +134,9 @@ def _backward_default(problem: AttentionProblem, family: str) -> BackwardTiles:
             return BackwardTiles(Tile(16, 32, 8, 1), Tile(32, 16, 8, 1))
         return BackwardTiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1))
     if wide <= 64:
-        dkv = Tile(64, 128, 8, 2) if hopper else Tile(32, 128, 8, 2)
-        return BackwardTiles(dkv, Tile(128, 64, 8, 2))
+        if hopper:
+            return BackwardTiles(Tile(64, 64, 4, 3), Tile(64, 64, 4, 3))
+        return BackwardTiles(Tile(32, 128, 8, 2), Tile(128, 64, 8, 2))
     if wide <= 128:
         if family.startswith("gfx"):
             return BackwardTiles(Tile(32, 64, 4, 2), Tile(64, 64, 4, 2))
