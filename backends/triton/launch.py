@@ -170,15 +170,17 @@ def vector(tensor: Tensor) -> Vector:
     return Vector(tensor, *(strides if len(strides) == 3 else (0, *strides)))
 
 
-def matrix(tensor: Tensor | None) -> Matrix | None:
-    """A bias or mask, stride 0 along dimensions of size 1."""
+def matrix(tensor: Tensor | None, full: tuple[int, int, int, int]) -> Matrix | None:
+    """A bias or mask, stride 0 along dimensions that are broadcast to a `full` score matrix.
+
+    Where the full size is 1 too, the stride stays: its alignment decides how a kernel is compiled,
+    and a sequence alone must get the kernel that it gets among others.
+    """
     if tensor is None:
         return None
     values = tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
-    strides = (
-        0 if size == 1 else step for size, step in zip(tensor.shape, tensor.stride(), strict=True)
-    )
-    return Matrix(values, *strides)
+    sizes = zip(tensor.shape, full, tensor.stride(), strict=True)
+    return Matrix(values, *(0 if size == 1 < wanted else step for size, wanted, step in sizes))
 
 
 def extents(tensors: AttentionTensors, problem: AttentionProblem, block_n: int) -> Extents:
@@ -204,6 +206,7 @@ def terms(tensors: AttentionTensors, problem: AttentionProblem) -> Terms:
     left, right = problem.window
     slopes = tensors.alibi_slopes
     p = problem.dropout_p
+    full = (problem.batch, problem.heads, problem.seqlen_q, problem.seqlen_k)
     return Terms(
         float(problem.softmax_scale),
         float(problem.softcap) if problem.softcap else None,
@@ -211,8 +214,8 @@ def terms(tensors: AttentionTensors, problem: AttentionProblem) -> Terms:
         right if right >= 0 else None,
         slopes,
         slopes.stride(0) if slopes is not None and slopes.dim() == 2 else 0,
-        matrix(tensors.bias),
-        matrix(tensors.mask),
+        matrix(tensors.bias, full),
+        matrix(tensors.mask, full),
         tensors.sinks,
         tensors.rng_state,
         math.ceil(p * 2**24),

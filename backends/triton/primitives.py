@@ -74,7 +74,8 @@ class Terms(NamedTuple):
     """What makes scores of q·k: scale, softcap, alibi, bias, mask, window, and the sink.
 
     softcap, left and right are None where they don't apply. keep_below is dropout's threshold in
-    units of 2**-24 and keep_scale 1 / (1 - p).
+    units of 2**-24 and keep_scale 1 / (1 - p). `nothing` is for Triton 3.6, which loses a constant
+    inside bias or mask (a stride of 1) unless the tuple around them holds a constant itself.
     """
 
     scale: float
@@ -89,6 +90,7 @@ class Terms(NamedTuple):
     rng_state: Any
     drop_below: int
     keep_scale: float
+    nothing: None = None
 
 
 @triton.jit
