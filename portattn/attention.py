@@ -152,6 +152,7 @@ def attention_with_kvcache(
     bias: Tensor | None = None,
     mask: Tensor | None = None,
     sinks: Tensor | None = None,
+    deterministic: bool = False,
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Result:
@@ -159,7 +160,8 @@ def attention_with_kvcache(
 
     q [B, Sq, H, D]; k [B, Snew, Hkv, D] and v [B, Snew, Hkv, Dv] are optional. Sequence b's queries
     are its newest positions. bias and mask broadcast to [B, H, Sq, longest]. Returns out
-    [B, Sq, H, Dv], with `return_lse` also lse [B, H, Sq]. The rest as in `attention`.
+    [B, Sq, H, Dv], with `return_lse` also lse [B, H, Sq]. deterministic: where keys are split over
+    a device, a sequence is split by its own length alone. The rest as in `attention`.
 
     Raises CacheFullError, with the cache unchanged, when k and v don't fit.
     """
@@ -189,6 +191,7 @@ def attention_with_kvcache(
             softmax_scale=softmax_scale,
             window_size=window_size,
             softcap=softcap,
+            deterministic=deterministic,
             max_seqlen_k=longest if exact else _bound(longest),
             backend=backend,
         )

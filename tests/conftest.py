@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+# Without a GPU, Triton's kernels run in its interpreter; it asks when a kernel is first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 _SEED = pytest.StashKey[int]()
 
 

@@ -1,42 +1,67 @@
-"""Compile the Triton kernels for every chip, without one, and report what they use.
+"""Compile the Triton kernels for chips that aren't here, and compare what they use with a table.
 
-    python tools/kernel_resources.py            compare with the committed table
-    python tools/kernel_resources.py --write    write it
+    python tools/kernel_resources.py            compare
+    python tools/kernel_resources.py --write    write the table
+    python tools/kernel_resources.py --only sm_90a --only decode
 
-Registers, spilled bytes (stack frame) and shared memory of each variant and architecture. A
-variant is one call of the backend: its arguments, specialised as a launch would specialise them.
+The table is benchmarks/results/triton-resources.json. A row is one kernel of one call of the
+backend, with the tiles that it takes on that chip, its arguments specialised as a launch would specialise them. `spills` counts the instructions that move
+registers to or from local memory in the kernel's main loop, which is the shortest one with matrix
+products: the others are for tiles at an edge, or with a NaN.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-TABLE = Path(__file__).parent.parent / "backends" / "triton" / "resources.json"
-ARCHITECTURES = {
-    80: "sm_80",
-    86: "sm_86",
-    89: "sm_89",
-    90: "sm_90a",
-    100: "sm_100a",
-    120: "sm_120a",
+from portattn.backends.triton import TritonBackend, launch
+from portattn.dispatch.backend import AttentionTensors
+from portattn.dispatch.device import Device
+from portattn.dispatch.problem import AttentionProblem, Operation
+
+TABLE = Path(__file__).resolve().parent.parent / "benchmarks/results/triton-resources.json"
+# Compute capability of each family, and what one block may use of its shared memory.
+CHIPS = {
+    "sm_80": (80, 163 * 1024),
+    "sm_86": (86, 99 * 1024),
+    "sm_89": (89, 99 * 1024),
+    "sm_90a": (90, 227 * 1024),
+    "sm_100a": (100, 227 * 1024),
+    "sm_120a": (120, 99 * 1024),
 }
+CAUSAL = {"causal": True, "window": (-1, 0)}
+# name, operation, head dims, what else the problem has
+VARIANTS: tuple[tuple[str, Operation, int, int, dict[str, Any]], ...] = (
+    ("forward D64", "forward", 64, 64, {}),
+    ("forward D128", "forward", 128, 128, {}),
+    ("forward D128 causal", "forward", 128, 128, CAUSAL),
+    ("forward D192/128 causal", "forward", 192, 128, CAUSAL),
+    ("forward D256", "forward", 256, 256, {}),
+    ("backward D64 causal", "backward", 64, 64, CAUSAL),
+    ("backward D128 causal", "backward", 128, 128, CAUSAL),
+    ("decode D128 32/8", "decode", 128, 128, {"heads": 32, "kv_heads": 8}),
+    ("decode D576/512", "decode", 576, 512, {"heads": 16, "kv_heads": 1}),
+)
 
 
 class CompileOnly:
-    """A driver for a chip that isn't there: kernels compile for it, and none is loaded."""
+    """Stands for a chip that isn't there: kernels compile for it, and none is loaded."""
 
     def __init__(self, capability: int) -> None:
         self.target = GPUTarget("cuda", capability, 32)
@@ -45,20 +70,148 @@ class CompileOnly:
         return self.target
 
     def get_current_device(self) -> int:
-        return self.target.arch
+        return self.target.arch  # type: ignore[no-any-return]
 
     def get_current_stream(self, device: int) -> int:
         return 0
 
 
+def rows(only: list[str]) -> dict[str, dict[str, int]]:
+    """What each kernel uses, by "family, variant, kernel"; `only` selects by parts of the name."""
+    found = {}
+    for family in CHIPS:
+        for name, operation, head_dim, head_dim_v, more in VARIANTS:
+            label = f"{family}, {name}"
+            if not only or any(part in label for part in only):
+                for kernel, used in compile_call(
+                    family, operation, head_dim, head_dim_v, more
+                ).items():
+                    found[f"{label}, {kernel}"] = used
+    return found
+
+
+def compile_call(
+    family: str, operation: Operation, head_dim: int, head_dim_v: int, more: dict[str, Any]
+) -> dict[str, dict[str, int]]:
+    """Every kernel that one call launches, compiled for a family."""
+    capability, shared = CHIPS[family]
+    driver.set_active(CompileOnly(capability))
+    compiled: dict[str, dict[str, int]] = {}
+
+    def compile_only(
+        kernel: Any, programs: int, args: Any, constants: Any, tile: Any, call: Any
+    ) -> None:
+        options = {"num_warps": tile.warps, "num_stages": tile.stages}
+        made = kernel.warmup(*args, grid=(programs, 1, 1), **constants, **options)
+        used = usage(made.asm["cubin"])
+        used["shared"] = made.metadata.shared
+        if used["shared"] > shared:
+            raise SystemExit(f"{family}: {kernel.fn.__name__} needs {used['shared']} shared bytes")
+        compiled[kernel.fn.__name__] = used
+
+    device = Device("cuda", "nvidia", family, family, cores=100)
+    with (
+        patch.object(launch, "run", compile_only),
+        patch.object(launch, "family", lambda tensor: family),
+        patch.object(launch, "device", lambda tensor: device),
+    ):
+        _call(operation, head_dim, head_dim_v, more)
+    return compiled
+
+
+def _call(operation: Operation, head_dim: int, head_dim_v: int, more: dict[str, Any]) -> None:
+    """One call of the backend over memory that is never read."""
+    heads, kv_heads = more.get("heads", 4), more.get("kv_heads", 4)
+    queries, keys = (1, 8192) if operation == "decode" else (1024, 1024)
+    problem = AttentionProblem(
+        operation,
+        "cache" if operation == "decode" else "dense",
+        torch.bfloat16,
+        2,
+        queries,
+        keys,
+        **{"heads": heads, "kv_heads": kv_heads, **more},
+        head_dim=head_dim,
+        head_dim_v=head_dim_v,
+        softmax_scale=head_dim**-0.5,
+    )
+
+    def empty(length: int, heads: int, dim: int) -> torch.Tensor:
+        return torch.empty(2, length, heads, dim, dtype=torch.bfloat16)
+
+    tensors = AttentionTensors(
+        empty(queries, heads, head_dim),
+        empty(keys, kv_heads, head_dim),
+        empty(keys, kv_heads, head_dim_v),
+    )
+    backend = TritonBackend()
+    if operation == "decode":
+        tensors.seqused_k = torch.zeros(2, dtype=torch.int32)
+        backend.decode(tensors, problem, {})
+    elif operation == "forward":
+        backend.forward(tensors, problem, {})
+    else:
+        out, lse = empty(queries, heads, head_dim_v), torch.empty(2, heads, queries)
+        backend.backward(out, None, out, lse, tensors, problem, {})
+
+
 def usage(cubin: bytes) -> dict[str, int]:
-    """Registers, stack bytes and static shared bytes of a cubin's kernel."""
+    """Registers, bytes of local memory, and spills in the main loop of a cubin's kernel."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run(
-            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    found = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text))
-    return {"registers": int(found["REG"]), "stack": int(found["STACK"])}
+        text, code = (
+            subprocess.run(
+                [tool, option, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for option in ("-res-usage", "-sass")
+        )
+    found = dict(re.findall(r"\b(REG|STACK):(\d+)", text))
+    return {
+        "registers": int(found["REG"]),
+        "local": int(found["STACK"]),
+        "spills": main_loop_spills(code),
+    }
+
+
+def main_loop_spills(code: str) -> int:
+    """Local loads and stores in the shortest loop that has matrix instructions; 0 without one."""
+    lines = [
+        (int(match[1], 16), match[2])
+        for match in re.finditer(r"^\s+/\*([0-9a-f]{4,5})\*/\s+(.*?);", code, re.MULTILINE)
+    ]
+    bodies = []
+    for address, text in lines:
+        jump = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text)
+        if jump and int(jump[1], 16) < address:
+            body = [t for place, t in lines if int(jump[1], 16) <= place <= address]
+            if any("MMA" in t for t in body):
+                bodies.append(body)
+    shortest = min(bodies, key=len, default=[])
+    return sum("LDL" in text or "STL" in text for text in shortest)
+
+
+def main() -> int:
+    """Compare or write; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--write", action="store_true", help="write the table")
+    parser.add_argument("--only", action="append", default=[], help="part of a row's name")
+    options = parser.parse_args()
+    found = rows(options.only)
+    if options.write:
+        text = {"triton": triton.__version__, "kernels": found}
+        TABLE.write_text(json.dumps(text, indent=1) + "\n")
+        return 0
+    table = json.loads(TABLE.read_text())
+    if table["triton"] != triton.__version__:
+        print(f"compiled; the table is for Triton {table['triton']}, not {triton.__version__}")
+        return 0
+    differing = [name for name, used in found.items() if table["kernels"].get(name) != used]
+    for name in differing:
+        print(f"{name}: {found[name]}, the table has {table['kernels'].get(name)}")
+    return 1 if differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -58,7 +58,7 @@ class TritonBackend:
 
     def probe(self, device: Device) -> None:
         """One small causal grouped problem against the definition."""
-        where = torch.device(device.type, device.index if device.type == "cuda" else None)
+        where = torch.device("cpu" if device.type == "cpu" else f"cuda:{device.index}")
         q = torch.linspace(-1, 1, 24 * 2 * 16, device=where).half().view(1, 24, 2, 16)
         k = q[:, :, :1].cos()
         problem = AttentionProblem(

@@ -432,7 +432,7 @@ def backward(
     dbias = None
     if problem.bias_grad and tensors.bias is not None:
         dbias = torch.empty(tensors.bias.shape, dtype=tensors.bias.dtype, device=q.device)
-        operands = (*given, launch.matrix(dbias, tuple(dbias.shape)), known, *sequences, *counts)
+        operands = (*given, launch.matrix(dbias, dbias.shape), known, *sequences, *counts)
         bias_gradient.fill(dbias, operands, {**constants, **switches}, size.dq, call)
     dsinks = None
     if tensors.sinks is not None:

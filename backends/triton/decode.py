@@ -320,7 +320,7 @@ def decode(
         programs = problem.batch * problem.kv_heads * row_tiles * per_sequence
     else:
         run = 0
-        programs = max(1, min(size.programs * max(device.cores, 1), longest))
+        programs = max(1, min(size.programs * tiles.multiprocessors(device), longest))
     width = dims["DV0"] + dims["DV1"]
     work = q.new_empty(2 * programs * size.block_m * width, dtype=torch.float32)
     sums = q.new_empty(2 * programs * 2 * size.block_m, dtype=torch.float32)

@@ -170,7 +170,7 @@ def vector(tensor: Tensor) -> Vector:
     return Vector(tensor, *(strides if len(strides) == 3 else (0, *strides)))
 
 
-def matrix(tensor: Tensor | None, full: tuple[int, int, int, int]) -> Matrix | None:
+def matrix(tensor: Tensor | None, full: tuple[int, ...]) -> Matrix | None:
     """A bias or mask, stride 0 along dimensions that are broadcast to a `full` score matrix.
 
     Where the full size is 1 too, the stride stays: its alignment decides how a kernel is compiled,

@@ -83,6 +83,11 @@ def _forward_default(problem: AttentionProblem, family: str) -> Tile:
     return Tile(64, 32, 4, 2)
 
 
+def multiprocessors(device: Device) -> int:
+    """How many multiprocessors the device has."""
+    return max(1, device.cores)
+
+
 def decode(problem: AttentionProblem, device: Device, config: Config) -> DecodeTile:
     rows = problem.seqlen_q * (problem.heads // problem.kv_heads)
     block_m = 16 if rows <= 16 else 32 if rows <= 32 else 64
@@ -97,7 +102,7 @@ def _decode_default(problem: AttentionProblem, block_m: int) -> DecodeTile:
         return DecodeTile(block_m, 64, 4, 3, 2)
     if bytes_per_key <= 1024:
         return DecodeTile(block_m, 32, 4, 3, 2)
-    return DecodeTile(block_m, 16, 4, 2, 1)
+    return DecodeTile(block_m, 16, 8, 2, 1)
 
 
 class BackwardTiles(NamedTuple):
@@ -140,8 +145,9 @@ def _backward_default(problem: AttentionProblem, family: str) -> BackwardTiles:
     if wide <= 128:
         if family.startswith("gfx"):
             return BackwardTiles(Tile(32, 64, 4, 2), Tile(64, 64, 4, 2))
-        dkv = Tile(64, 128, 8, 2) if hopper else Tile(64, 64, 8, 2)
-        return BackwardTiles(dkv, Tile(128, 64, 8, 2))
+        if hopper:
+            return BackwardTiles(Tile(64, 128, 8, 3), Tile(128, 64, 8, 3))
+        return BackwardTiles(Tile(64, 64, 8, 2), Tile(128, 64, 8, 2))
     if hopper and problem.head_dim + problem.head_dim_v <= 320:
         return BackwardTiles(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2))
     return BackwardTiles(Tile(32, 32, 4, 1), Tile(64, 32, 8, 1))

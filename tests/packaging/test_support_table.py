@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,5 +12,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_support_tables_are_up_to_date() -> None:
     command = [sys.executable, str(ROOT / "tools" / "support_table.py"), "--check"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    # What Triton's interpreter can't do isn't what the kernels can't do.
+    environment = {name: value for name, value in os.environ.items() if "INTERPRET" not in name}
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment
+    )
     assert done.returncode == 0, done.stderr
