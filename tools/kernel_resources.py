@@ -5,9 +5,10 @@
     python tools/kernel_resources.py --only sm_90a --only decode
 
 The table is benchmarks/results/triton-resources.json. A row is one kernel of one call of the
-backend, with the tiles that it takes on that chip, its arguments specialised as a launch would specialise them. `spills` counts the instructions that move
-registers to or from local memory in the kernel's main loop, which is the shortest one with matrix
-products: the others are for tiles at an edge, or with a NaN.
+backend, with the tiles that it takes on that chip, its arguments specialised as a launch would
+specialise them. `spills` counts the instructions that move registers to or from local memory in the
+kernel's main loop, which is the shortest one with matrix products: the others are for tiles at an
+edge, or with a NaN.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from portattn.backends.triton import TritonBackend, launch
+from portattn.backends.triton.arguments import OPERANDS
 from portattn.dispatch.backend import AttentionTensors
 from portattn.dispatch.device import Device
 from portattn.dispatch.problem import AttentionProblem, Operation
@@ -98,11 +100,14 @@ def compile_call(
     driver.set_active(CompileOnly(capability))
     compiled: dict[str, dict[str, int]] = {}
 
-    def compile_only(
-        kernel: Any, programs: int, args: Any, constants: Any, tile: Any, call: Any
-    ) -> None:
-        options = {"num_warps": tile.warps, "num_stages": tile.stages}
-        made = kernel.warmup(*args, grid=(programs, 1, 1), **constants, **options)
+    def compile_only(kernel: Any, call: Any, written: Any, plan: Any) -> None:
+        planned = plan()
+        values = [getattr(call.tensors, name) for name in OPERANDS]
+        values += [*call.more, *written, torch.empty(1), torch.empty(1, dtype=torch.int32)]
+        options = {"num_warps": planned.tile.warps, "num_stages": planned.tile.stages}
+        args = launch.filler(planned.args)(values)
+        grid = (planned.programs, 1, 1)
+        made = kernel.warmup(*args, grid=grid, **planned.constants, **options)
         used = usage(made.asm["cubin"])
         used["shared"] = made.metadata.shared
         if used["shared"] > shared:

@@ -19,25 +19,32 @@ one by one where they are seen.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from portattn.backends.triton import bias_gradient, launch, tiles
+from portattn.backends.triton import arguments, bias_gradient, launch, tiles
 from portattn.backends.triton.gradients import (
+    GRAD_LSE,
+    GRAD_OUT,
+    KNOWN,
+    LSE,
+    OUT,
     ROW_TERMS,
     clear,
+    given,
     has_nan,
+    known,
     load_row_terms,
     load_tile,
     probabilities,
     put_back,
     score_gradients,
     steps,
+    switches,
     tile_at,
     visible_rows,
     whole_rows,
@@ -399,41 +406,29 @@ def backward(
     """Gradients of dense and packed tensors; see AttentionTensors for shapes."""
     q, k, v = tensors.q, tensors.k, tensors.v
     call = launch.Call(tensors, problem, config, (grad_out, grad_lse, out, lse))
-    row_terms = _prepare(call)
-    size = tiles.backward(problem, launch.family(q), config)
-    given = tuple(launch.rows(t) for t in (q, k, v, grad_out))
-    known = launch.vector(row_terms[..., 0])
-    sequences = (launch.extents(tensors, problem, 1), launch.terms(tensors, problem))
-    counts = (problem.batch, problem.heads)
-    constants: dict[str, Any] = {
-        "GROUP": problem.heads // problem.kv_heads,
-        **launch.dims(problem),
-        "DIMS": triton.next_power_of_2(max(problem.head_dim, problem.head_dim_v)),
-    }
-    switches: dict[str, Any] = {
-        "FUSED": launch.fused(problem),
-        "WIDE": launch.wide(tensors) or launch.wide(replace(tensors, q=grad_out)),
-        "PRECISION": launch.precision(problem),
-    }
+    shape = (*lse.shape, ROW_TERMS.value)
+    row_terms = torch.empty(shape, dtype=torch.float32, device=lse.device)
+    if lse.numel():
+        launch.run(prepare_kernel, call, (row_terms,), lambda: _plan_rows(call, row_terms))
     dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
-    packed = tensors.cu_seqlens_q is not None
-    for kernel, gradients, total, length, heads, owned, tile in (
-        (dkv_kernel, (dk, dv), k.shape[0], problem.seqlen_k, problem.kv_heads, "n", size.dkv),
-        (dq_kernel, (dq,), q.shape[0], problem.seqlen_q, problem.heads, "m", size.dq),
+    size = tiles.backward(problem, launch.family(q), config)
+    count_k = max(1, tiles.cdiv(problem.seqlen_k, size.dkv.block_n))
+    count_q = max(1, tiles.cdiv(problem.seqlen_q, size.dq.block_m))
+    for kernel, written, heads, count, tile in (
+        (dkv_kernel, (dk, dv), problem.kv_heads, count_k, size.dkv),
+        (dq_kernel, (dq,), problem.heads, count_q, size.dq),
     ):
-        if not gradients[0].numel():
-            continue
-        count = max(1, triton.cdiv(length, tile.block_n if owned == "n" else tile.block_m))
-        written = (launch.rows(gradient) for gradient in gradients)
-        args = (*given, *written, known, *sequences, *counts, total if packed else 0, count)
-        blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
-        programs = count * heads * (problem.batch + packed)
-        launch.run(kernel, programs, args, {**constants, **blocks, **switches}, tile, call)
+        if written[0].numel():
+            launch.run(
+                kernel,
+                call,
+                (row_terms, *written),
+                partial(_plan_pass, call, row_terms, written, heads, count, tile),
+            )
     dbias = None
     if problem.bias_grad and tensors.bias is not None:
         dbias = torch.empty(tensors.bias.shape, dtype=tensors.bias.dtype, device=q.device)
-        operands = (*given, launch.matrix(dbias, dbias.shape), known, *sequences, *counts)
-        bias_gradient.fill(dbias, operands, {**constants, **switches}, size.dq, call)
+        bias_gradient.fill(dbias, row_terms, size.dq, call)
     dsinks = None
     if tensors.sinks is not None:
         # All of [B, H, S] or [H, T] but the heads.
@@ -442,25 +437,19 @@ def backward(
     return Gradients(dq, dk, dv, dbias, dsinks)
 
 
-def _prepare(call: launch.Call) -> Tensor:
-    """ROW_TERMS of each row: [B, H, Sq, 4] or [H, T, 4] float32."""
+def _plan_rows(call: launch.Call, row_terms: Tensor) -> launch.Plan:
     tensors, problem = call.tensors, call.problem
     grad_out, grad_lse, out, lse = call.more
     assert grad_out is not None and out is not None and lse is not None
-    shape = (*lse.shape, ROW_TERMS.value)
-    row_terms = torch.empty(shape, dtype=torch.float32, device=lse.device)
-    if not lse.numel():
-        return row_terms
-    row_tiles = triton.cdiv(lse.shape[-1], _PREPARED.block_m)
-    packed = tensors.cu_seqlens_q is not None
+    row_tiles = tiles.cdiv(lse.shape[-1], _PREPARED.block_m)
     args = (
-        launch.rows(grad_out),
-        launch.rows(out),
-        launch.vector(lse),
-        None if grad_lse is None else launch.vector(grad_lse),
-        launch.vector(row_terms[..., 0]),
-        tensors.sinks,
-        tensors.cu_seqlens_q,
+        arguments.rows(GRAD_OUT, grad_out),
+        arguments.rows(OUT, out),
+        arguments.vector(LSE, lse),
+        None if grad_lse is None else arguments.vector(GRAD_LSE, grad_lse),
+        arguments.vector(KNOWN, row_terms[..., 0]),
+        None if tensors.sinks is None else arguments.operand("sinks"),
+        None if tensors.cu_seqlens_q is None else arguments.operand("cu_seqlens_q"),
         problem.batch,
         problem.heads,
         lse.shape[-1],
@@ -471,6 +460,34 @@ def _prepare(call: launch.Call) -> Tensor:
         "WIDTH": min(128, triton.next_power_of_2(problem.head_dim_v)),
         "BLOCK_M": _PREPARED.block_m,
     }
-    programs = row_tiles * problem.heads * (1 if packed else problem.batch)
-    launch.run(prepare_kernel, programs, args, constants, _PREPARED, call)
-    return row_terms
+    sequences = 1 if tensors.cu_seqlens_q is not None else problem.batch
+    return launch.Plan(row_tiles * problem.heads * sequences, args, constants, _PREPARED)
+
+
+def _plan_pass(
+    call: launch.Call,
+    row_terms: Tensor,
+    written: tuple[Tensor, ...],
+    heads: int,
+    count: int,
+    tile: tiles.Tile,
+) -> launch.Plan:
+    """One of the two passes, with `count` tiles of each of `heads` heads."""
+    problem = call.problem
+    packed = call.tensors.cu_seqlens_q is not None
+    args = (
+        *given(call),
+        *(arguments.rows(arguments.further(5 + i), t) for i, t in enumerate(written)),
+        *known(call, row_terms),
+        written[0].shape[0] if packed else 0,
+        count,
+    )
+    constants = {
+        "GROUP": problem.heads // problem.kv_heads,
+        **arguments.dims(problem),
+        "DIMS": triton.next_power_of_2(max(problem.head_dim, problem.head_dim_v)),
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        **switches(call),
+    }
+    return launch.Plan(count * heads * (problem.batch + packed), args, constants, tile)

@@ -7,18 +7,19 @@ bits for the same call. That costs two more products per tile, only where the gr
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from portattn.backends.triton import launch, tiles
+from portattn.backends.triton import arguments, launch, tiles
 from portattn.backends.triton.gradients import (
+    given,
+    known,
     load_row_terms,
     load_tile,
     probabilities,
     score_gradients,
+    switches,
 )
 from portattn.backends.triton.primitives import (
     kept,
@@ -133,28 +134,35 @@ def dbias_kernel(
     tl.store(ptr + at, acc.to(dbias.ptr.dtype.element_ty), mask=inside)
 
 
-def fill(
-    dbias: Tensor,
-    operands: tuple[Any, ...],
-    constants: dict[str, Any],
-    tile: tiles.Tile,
-    call: launch.Call,
-) -> None:
+def fill(dbias: Tensor, row_terms: Tensor, tile: tiles.Tile, call: launch.Call) -> None:
     """Fill dbias, one program per tile of it."""
     if not dbias.numel():
         return
     batches, heads, rows, keys = dbias.shape
     tile = tile._replace(block_m=min(tile.block_m, 64), block_n=min(tile.block_n, 64), stages=1)
-    row_tiles, key_tiles = triton.cdiv(rows, tile.block_m), triton.cdiv(keys, tile.block_n)
-    given = {name: value for name, value in constants.items() if name not in ("DIMS", "FUSED")}
-    given |= {
-        "ALL_BATCHES": batches == 1,
-        "ALL_HEADS": heads == 1,
-        "ALL_ROWS": rows == 1,
-        "ALL_KEYS": keys == 1,
-        "BLOCK_M": tile.block_m,
-        "BLOCK_N": tile.block_n,
-    }
-    programs = batches * heads * row_tiles * key_tiles
-    args = (*operands, rows, keys, row_tiles, key_tiles)
-    launch.run(dbias_kernel, programs, args, given, tile, call)
+    row_tiles, key_tiles = tiles.cdiv(rows, tile.block_m), tiles.cdiv(keys, tile.block_n)
+
+    def plan() -> launch.Plan:
+        args = (
+            *given(call),
+            arguments.matrix(arguments.further(5), dbias, dbias.shape),
+            *known(call, row_terms),
+            rows,
+            keys,
+            row_tiles,
+            key_tiles,
+        )
+        constants = {
+            "GROUP": call.problem.heads // call.problem.kv_heads,
+            **arguments.dims(call.problem),
+            "ALL_BATCHES": batches == 1,
+            "ALL_HEADS": heads == 1,
+            "ALL_ROWS": rows == 1,
+            "ALL_KEYS": keys == 1,
+            "BLOCK_M": tile.block_m,
+            "BLOCK_N": tile.block_n,
+            **{name: value for name, value in switches(call).items() if name != "FUSED"},
+        }
+        return launch.Plan(batches * heads * row_tiles * key_tiles, args, constants, tile)
+
+    launch.run(dbias_kernel, call, (row_terms, dbias), plan)

@@ -16,12 +16,11 @@ output that began before its run and for one that goes on after it.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from portattn.backends.triton import launch, tiles
+from portattn.backends.triton import arguments, launch, tiles
 from portattn.backends.triton.forward import add_visible_nonfinite, attend
 from portattn.backends.triton.primitives import (
     LN2,
@@ -164,7 +163,7 @@ def write(out, lse, acc0, acc1, l, m, b, queries, heads, valid,
 
 @triton.jit
 def decode_kernel(
-    q, k, v, out, lse, work, sums, counters, extents, terms, batch, kv_heads, row_tiles, run,
+    q, k, v, out, lse, work, counters, extents, terms, batch, kv_heads, row_tiles, run,
     GROUP: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ALONE: tl.constexpr, AT_ONCE: tl.constexpr,
@@ -172,6 +171,8 @@ def decode_kernel(
 ):  # fmt: skip
     """One program's run of the list; `run` tiles if ALONE, otherwise an equal share."""
     pid = tl.program_id(0)
+    # Two slots of each program for acc, and after them for m and l.
+    sums = work + (2 * tl.num_programs(0)).to(tl.int64) * (BLOCK_M * (DV0 + DV1))
     seqlen_q = extents.seqlen_q
     units = kv_heads * row_tiles
     batch = batch + pid * 0
@@ -304,54 +305,50 @@ def decode(
     q = tensors.q
     out = q.new_empty((*q.shape[:-1], problem.head_dim_v))
     lse = launch.new_lse(q)
-    if not out.numel():
+    if not lse.numel():
         return out, lse
-    group = problem.heads // problem.kv_heads
-    device = launch.device(q)
-    size = tiles.decode(problem, device, config)
-    row_tiles = triton.cdiv(problem.seqlen_q * group, size.block_m)
-    dims = launch.dims(problem)
-    longest = (
-        problem.batch * problem.kv_heads * row_tiles * triton.cdiv(problem.seqlen_k, size.block_n)
-    )
-    if problem.deterministic:
-        run = tiles.RUN_ALONE
-        per_sequence = max(1, triton.cdiv(triton.cdiv(problem.seqlen_k, size.block_n), run))
-        programs = problem.batch * problem.kv_heads * row_tiles * per_sequence
-    else:
-        run = 0
-        programs = max(1, min(size.programs * tiles.multiprocessors(device), longest))
-    width = dims["DV0"] + dims["DV1"]
-    work = q.new_empty(2 * programs * size.block_m * width, dtype=torch.float32)
-    sums = q.new_empty(2 * programs * 2 * size.block_m, dtype=torch.float32)
-    args = (
-        launch.rows(q),
-        launch.rows(tensors.k),
-        launch.rows(tensors.v),
-        launch.rows(out),
-        launch.vector(lse),
-        work,
-        sums,
-        launch.counters(q, 3 * programs),
-        launch.extents(tensors, problem, size.block_n),
-        launch.terms(tensors, problem),
-        problem.batch,
-        problem.kv_heads,
-        row_tiles,
-        run,
-    )
-    constants = {
-        "GROUP": group,
-        **dims,
-        "BLOCK_M": size.block_m,
-        "BLOCK_N": size.block_n,
-        "ALONE": problem.deterministic,
-        "AT_ONCE": min(_SEQUENCES_AT_ONCE, triton.next_power_of_2(problem.batch)),
-        "FUSED": launch.fused(problem),
-        "WIDE": launch.wide(tensors),
-        "PRECISION": launch.precision(problem),
-    }
-    launch.run(
-        decode_kernel, programs, args, constants, size, launch.Call(tensors, problem, config)
-    )
+
+    def plan() -> launch.Plan:
+        device = launch.device(q)
+        size = tiles.decode(problem, config)
+        group = problem.heads // problem.kv_heads
+        row_tiles = tiles.cdiv(problem.seqlen_q * group, size.block_m)
+        units = problem.batch * problem.kv_heads * row_tiles
+        longest = max(1, tiles.cdiv(problem.seqlen_k, size.block_n))
+        if problem.deterministic:
+            run = tiles.RUN_ALONE
+            programs = units * tiles.cdiv(longest, run)
+        else:
+            run = 0
+            programs = min(size.programs * tiles.multiprocessors(device), units * longest)
+        dims = arguments.dims(problem)
+        args = (
+            arguments.rows(arguments.operand("q"), q),
+            arguments.rows(arguments.operand("k"), tensors.k),
+            arguments.rows(arguments.operand("v"), tensors.v),
+            arguments.rows(arguments.further(0), out),
+            arguments.vector(arguments.further(1), lse),
+            arguments.further(2),
+            arguments.further(3),
+            arguments.extents(tensors, problem, size.block_n),
+            arguments.terms(tensors, problem),
+            problem.batch,
+            problem.kv_heads,
+            row_tiles,
+            run,
+        )
+        constants = {
+            "GROUP": group,
+            **dims,
+            "BLOCK_M": size.block_m,
+            "BLOCK_N": size.block_n,
+            "ALONE": problem.deterministic,
+            "AT_ONCE": min(_SEQUENCES_AT_ONCE, triton.next_power_of_2(problem.batch)),
+            **arguments.switches(tensors, problem),
+        }
+        slots = 2 * programs * size.block_m
+        scratch = slots * (dims["DV0"] + dims["DV1"] + 2)
+        return launch.Plan(programs, args, constants, size, scratch, 3 * programs)
+
+    launch.run(decode_kernel, launch.Call(tensors, problem, config), (out, lse), plan)
     return out, lse

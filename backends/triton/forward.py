@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from portattn.backends.triton import launch, tiles
+from portattn.backends.triton import arguments, launch, tiles
 from portattn.backends.triton.primitives import (
     LN2,
     LOG2E,
@@ -226,38 +226,37 @@ def forward(
     tensors: AttentionTensors, problem: AttentionProblem, config: Config
 ) -> tuple[Tensor, Tensor]:
     """out and lse of any layout; see AttentionTensors for shapes."""
-    q, v = tensors.q, tensors.v
-    out = q.new_empty((*q.shape[:-1], v.shape[-1]))
+    q = tensors.q
+    out = q.new_empty((*q.shape[:-1], problem.head_dim_v))
     lse = launch.new_lse(q)
-    if not out.numel() and not lse.numel():
+    if not lse.numel():
         return out, lse
-    size = tiles.forward(problem, launch.family(q), config)
-    row_tiles = max(1, triton.cdiv(problem.seqlen_q, size.block_m))
-    sequences = problem.batch + (tensors.cu_seqlens_q is not None)
-    args = (
-        launch.rows(q),
-        launch.rows(tensors.k),
-        launch.rows(v),
-        launch.rows(out),
-        launch.vector(lse),
-        launch.extents(tensors, problem, size.block_n),
-        launch.terms(tensors, problem),
-        problem.batch,
-        problem.heads,
-        q.shape[0] if q.dim() == 3 else 0,
-        row_tiles,
-    )
-    constants = {
-        "GROUP": problem.heads // problem.kv_heads,
-        **launch.dims(problem),
-        "BLOCK_M": size.block_m,
-        "BLOCK_N": size.block_n,
-        "FUSED": launch.fused(problem),
-        "WIDE": launch.wide(tensors),
-        "PRECISION": launch.precision(problem),
-    }
-    programs = row_tiles * problem.heads * sequences
-    launch.run(
-        forward_kernel, programs, args, constants, size, launch.Call(tensors, problem, config)
-    )
+
+    def plan() -> launch.Plan:
+        size = tiles.forward(problem, launch.family(q), config)
+        row_tiles = max(1, tiles.cdiv(problem.seqlen_q, size.block_m))
+        args = (
+            arguments.rows(arguments.operand("q"), q),
+            arguments.rows(arguments.operand("k"), tensors.k),
+            arguments.rows(arguments.operand("v"), tensors.v),
+            arguments.rows(arguments.further(0), out),
+            arguments.vector(arguments.further(1), lse),
+            arguments.extents(tensors, problem, size.block_n),
+            arguments.terms(tensors, problem),
+            problem.batch,
+            problem.heads,
+            q.shape[0] if q.dim() == 3 else 0,
+            row_tiles,
+        )
+        constants = {
+            "GROUP": problem.heads // problem.kv_heads,
+            **arguments.dims(problem),
+            "BLOCK_M": size.block_m,
+            "BLOCK_N": size.block_n,
+            **arguments.switches(tensors, problem),
+        }
+        sequences = problem.batch + (tensors.cu_seqlens_q is not None)
+        return launch.Plan(row_tiles * problem.heads * sequences, args, constants, size)
+
+    launch.run(forward_kernel, launch.Call(tensors, problem, config), (out, lse), plan)
     return out, lse

@@ -5,9 +5,14 @@ The formulas stand in backward.py.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from portattn.backends.triton import arguments, launch
 from portattn.backends.triton.primitives import (
     is_visible,
     kept,
@@ -18,6 +23,9 @@ from portattn.backends.triton.primitives import (
 
 # What is known of a row before the passes: lse in base 2, delta, the sink's gradient, nothing.
 ROW_TERMS = tl.constexpr(4)
+
+# The tensors of a launch beyond the call's own, before what it writes.
+GRAD_OUT, GRAD_LSE, OUT, LSE, KNOWN = (arguments.further(i) for i in range(5))
 
 
 @triton.jit
@@ -167,3 +175,36 @@ def clear(operand, h, first, last, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS:
 def has_nan(x, inside):
     """1 if x [rows, dims] holds a NaN in one of the rows inside."""
     return tl.max(((x != x) & inside[:, None]).to(tl.int32))
+
+
+def given(call: launch.Call) -> tuple[Any, ...]:
+    """q, k, v and the gradient of out, as arguments of a kernel."""
+    grad_out = call.more[0]
+    assert grad_out is not None
+    tensors = call.tensors
+    return (
+        arguments.rows(arguments.operand("q"), tensors.q),
+        arguments.rows(arguments.operand("k"), tensors.k),
+        arguments.rows(arguments.operand("v"), tensors.v),
+        arguments.rows(GRAD_OUT, grad_out),
+    )
+
+
+def known(call: launch.Call, row_terms: Tensor) -> tuple[Any, ...]:
+    """What is known of each row, where the sequences lie, and what makes their scores."""
+    return (
+        arguments.vector(KNOWN, row_terms[..., 0]),
+        arguments.extents(call.tensors, call.problem, 1),
+        arguments.terms(call.tensors, call.problem),
+        call.problem.batch,
+        call.problem.heads,
+    )
+
+
+def switches(call: launch.Call) -> dict[str, Any]:
+    """How scores, offsets and products are computed, grad_out's strides counted."""
+    chosen = arguments.switches(call.tensors, call.problem)
+    grad_out = call.more[0]
+    assert grad_out is not None
+    chosen["WIDE"] |= arguments.wide(replace(call.tensors, q=grad_out))
+    return chosen

@@ -1,9 +1,9 @@
-"""From tensors and a problem to a kernel's arguments."""
+"""Launches of kernels: planned once for a problem, then filled with pointers."""
 
 from __future__ import annotations
 
 import logging
-import math
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -11,15 +11,12 @@ import torch
 import triton
 from torch import Tensor
 
-from portattn.backends.triton.primitives import Extents, Matrix, Rows, Terms, Vector
+from portattn.backends.triton.arguments import OPERANDS, Slot
 from portattn.dispatch import device as devices
 from portattn.dispatch.backend import AttentionTensors, Config
 from portattn.dispatch.problem import AttentionProblem
 
 log = logging.getLogger("portattn")
-
-# A tile spans at most this many rows: beyond 2^31 / rows per stride, offsets need 64 bits.
-_TILE_ROWS = 256
 
 
 def interpreted() -> bool:
@@ -67,6 +64,12 @@ def counters(like: Tensor, count: int) -> Tensor:
     return found
 
 
+def new_lse(q: Tensor) -> Tensor:
+    """[B, H, Sq] or [H, T], float32, uninitialised."""
+    shape = (*q.shape[:-3], q.shape[-2], q.shape[-3])
+    return q.new_empty(shape, dtype=torch.float32)
+
+
 class Call(NamedTuple):
     """What a launch is for; `more` are operands beyond the call's own tensors."""
 
@@ -76,72 +79,140 @@ class Call(NamedTuple):
     more: tuple[Tensor | None, ...] = ()
 
 
-class _Prepared(NamedTuple):
-    """A compiled kernel, the names of its constants in order, and what its key was made of.
+class Plan(NamedTuple):
+    """A launch without its pointers.
 
-    The last two are kept alive so that no id is used twice.
+    `args` hold slots for the call's tensors, for what is written, and then, if `scratch` is not 0,
+    for that many float32 words of scratch memory and `counters` int32 zeros.
     """
 
-    compiled: Any
-    names: tuple[str, ...]
-    problem: AttentionProblem
-    config: Config
-
-
-_PREPARED: dict[tuple[Any, ...], _Prepared] = {}
-_PREPARED_LIMIT = 4096
-_SEEN: set[tuple[str, int, int, torch.dtype]] = set()
+    programs: int
+    args: tuple[Any, ...]
+    constants: dict[str, Any]
+    tile: Any
+    scratch: int = 0
+    counters: int = 0
 
 
 def run(
-    kernel: Any,
-    programs: int,
-    args: tuple[Any, ...],
-    constants: dict[str, Any],
-    tile: Any,
-    call: Call,
+    kernel: Any, call: Call, written: tuple[Tensor | None, ...], plan: Callable[[], Plan]
 ) -> None:
     """Launch on the tensors' device and torch's current stream.
 
     Triton works out which specialisation of a kernel its arguments need at every launch. The same
     problem with the same strides always needs the same one as long as all pointers are aligned, so
-    it is looked up instead. `constants` are the kernel's constexpr arguments.
+    plan and specialisation are looked up instead.
     """
     device = call.tensors.q.device
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            return run(kernel, programs, args, constants, tile, call)
-    grid = (programs, 1, 1)
-    key = _prepared_key(kernel, call)
-    if key is not None and (found := _PREPARED.get(key)) is not None:
-        found.compiled[grid](*args, *(constants[name] for name in found.names))
-        return None
-    _announce(kernel, call.problem)
-    compiled = kernel[grid](*args, **constants, num_warps=tile.warps, num_stages=tile.stages)
-    if key is not None and compiled is not None:
-        if len(_PREPARED) >= _PREPARED_LIMIT:
-            _PREPARED.clear()
-        names = tuple(kernel.arg_names[len(args) :])
-        _PREPARED[key] = _Prepared(compiled, names, call.problem, call.config)
+            return run(kernel, call, written, plan)
+    values = (*_operands(call.tensors), *call.more, *written)
+    key = _key(kernel, call, values)
+    prepared = _PREPARED.get(key) if key is not None else None
+    if prepared is None:
+        prepared = _Prepared(kernel, plan(), call)
+        if key is not None:
+            if len(_PREPARED) >= _PREPARED_LIMIT:
+                _PREPARED.clear()
+            _PREPARED[key] = prepared
+    if prepared.plan.scratch:
+        q = call.tensors.q
+        work = q.new_empty(prepared.plan.scratch, dtype=torch.float32)
+        values = (*values, work, counters(q, prepared.plan.counters))
+    prepared.launch(values, aligned=key is not None)
     return None
 
 
-def _prepared_key(kernel: Any, call: Call) -> tuple[Any, ...] | None:
-    """What decides a kernel's specialisation; None when a pointer isn't aligned."""
-    key: tuple[Any, ...] = (kernel, id(call.problem), id(call.config), call.tensors.q.device)
+class _Prepared:
+    """A plan, and the kernel compiled for it once it has run.
+
+    The call's problem and config are kept alive: their ids are part of the key.
+    """
+
+    def __init__(self, kernel: Any, plan: Plan, call: Call) -> None:
+        self.kernel, self.plan = kernel, plan
+        self.alive = (call.problem, call.config)
+        self.fill = filler(plan.args)
+        self.runner: Callable[..., None] | None = None
+        self.constants = tuple(plan.constants[name] for name in kernel.arg_names[len(plan.args) :])
+        _announce(kernel, call.problem)
+
+    def launch(self, values: Sequence[Tensor | None], aligned: bool) -> None:
+        if self.runner is not None:
+            pointers = [0 if value is None else value.data_ptr() for value in values]
+            self.runner(*self.fill(pointers), *self.constants)
+            return
+        plan, grid = self.plan, (self.plan.programs, 1, 1)
+        compiled = self.kernel[grid](
+            *self.fill([_without_bool(value) for value in values]),
+            **plan.constants,
+            num_warps=plan.tile.warps,
+            num_stages=plan.tile.stages,
+        )
+        if aligned and compiled is not None:
+            self.runner = compiled[grid]
+
+
+def _without_bool(value: Tensor | None) -> Tensor | None:
+    """Bytes where a mask has bools, which Triton would take for single bits."""
+    if value is not None and value.dtype == torch.bool:
+        return value.view(torch.uint8)
+    return value
+
+
+_PREPARED: dict[tuple[Any, ...], _Prepared] = {}
+_PREPARED_LIMIT = 4096
+_operands = attrgetter(*OPERANDS)
+
+
+def _key(kernel: Any, call: Call, values: Sequence[Tensor | None]) -> tuple[Any, ...] | None:
+    """What decides a plan and its specialisation; None when a pointer isn't aligned."""
     pointers = 0
-    for tensor in (*_operands(call.tensors), *call.more):
-        if tensor is None:
-            key += (None,)
+    key: list[Any] = [kernel, id(call.problem), id(call.config), call.tensors.q.device]
+    for value in values:
+        if value is None:
+            key.append(None)
         else:
-            pointers |= tensor.data_ptr()
-            key += (tensor.stride(), tensor.dtype)
+            pointers |= value.data_ptr()
+            key += (value.stride(), value.dtype)
     if pointers % 16:
         return None
-    return (*key, torch.backends.cuda.matmul.allow_tf32)
+    # A bias or mask of size 1 may have the strides of a full one.
+    for value in (call.tensors.bias, call.tensors.mask):
+        key.append(None if value is None else value.shape)
+    key.append(torch.backends.cuda.matmul.allow_tf32)
+    return tuple(key)
 
 
-_operands = attrgetter(*AttentionTensors.__dataclass_fields__)
+def filler(template: Any) -> Callable[[Sequence[Any]], Any]:
+    """A function that puts values into a template's slots, at any depth of its tuples."""
+    if isinstance(template, Slot):
+        index = template.index
+        return lambda values: values[index]
+    parts = [
+        (place, filler(part))
+        for place, part in enumerate(template)
+        if isinstance(part, Slot) or (isinstance(part, tuple) and _has_slot(part))
+    ]
+    kind, base = type(template), list(template)
+
+    def fill(values: Sequence[Any]) -> Any:
+        filled = base.copy()
+        for place, part in parts:
+            filled[place] = part(values)
+        return tuple.__new__(kind, filled)
+
+    return fill
+
+
+def _has_slot(template: tuple[Any, ...]) -> bool:
+    return any(
+        isinstance(part, Slot) or (isinstance(part, tuple) and _has_slot(part)) for part in template
+    )
+
+
+_SEEN: set[tuple[str, int, int, torch.dtype]] = set()
 
 
 def _announce(kernel: Any, problem: AttentionProblem) -> None:
@@ -151,117 +222,3 @@ def _announce(kernel: Any, problem: AttentionProblem) -> None:
     if key not in _SEEN:
         _SEEN.add(key)
         log.info("%s: Triton compiles it unless its cache has it (%s)", name, problem)
-
-
-def new_lse(q: Tensor) -> Tensor:
-    """[B, H, Sq] or [H, T], float32, uninitialised."""
-    shape = (*q.shape[:-3], q.shape[-2], q.shape[-3])
-    return q.new_empty(shape, dtype=torch.float32)
-
-
-def rows(tensor: Tensor) -> Rows:
-    strides = tensor.stride()
-    return Rows(tensor, *(strides if len(strides) == 4 else (0, *strides)))
-
-
-def vector(tensor: Tensor) -> Vector:
-    """A [B, H, S] or [H, T] tensor."""
-    strides = tensor.stride()
-    return Vector(tensor, *(strides if len(strides) == 3 else (0, *strides)))
-
-
-def matrix(tensor: Tensor | None, full: tuple[int, ...]) -> Matrix | None:
-    """A bias or mask, stride 0 along dimensions that are broadcast to a `full` score matrix.
-
-    Where the full size is 1 too, the stride stays: its alignment decides how a kernel is compiled,
-    and a sequence alone must get the kernel that it gets among others.
-    """
-    if tensor is None:
-        return None
-    values = tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
-    sizes = zip(tensor.shape, full, tensor.stride(), strict=True)
-    return Matrix(values, *(0 if size == 1 < wanted else step for size, wanted, step in sizes))
-
-
-def extents(tensors: AttentionTensors, problem: AttentionProblem, block_n: int) -> Extents:
-    """block_n: keys of a tile, which may lie in one page or not."""
-    table = tensors.block_table
-    in_page = table is not None and problem.page_size % block_n == 0 and not problem.leftpad
-    return Extents(
-        problem.seqlen_q,
-        problem.seqlen_k,
-        tensors.cu_seqlens_q,
-        tensors.cu_seqlens_k,
-        tensors.seqused_k,
-        tensors.leftpad_k,
-        tensors.cache_batch_idx,
-        table,
-        0 if table is None else table.stride(0),
-        problem.page_size,
-        1 if in_page else None,
-    )
-
-
-def terms(tensors: AttentionTensors, problem: AttentionProblem) -> Terms:
-    left, right = problem.window
-    slopes = tensors.alibi_slopes
-    p = problem.dropout_p
-    full = (problem.batch, problem.heads, problem.seqlen_q, problem.seqlen_k)
-    return Terms(
-        float(problem.softmax_scale),
-        float(problem.softcap) if problem.softcap else None,
-        left if left >= 0 else None,
-        right if right >= 0 else None,
-        slopes,
-        slopes.stride(0) if slopes is not None and slopes.dim() == 2 else 0,
-        matrix(tensors.bias, full),
-        matrix(tensors.mask, full),
-        tensors.sinks,
-        tensors.rng_state,
-        math.ceil(p * 2**24),
-        1.0 / (1.0 - p) if p < 1 else 0.0,
-    )
-
-
-def dims(problem: AttentionProblem) -> dict[str, int]:
-    """Each head dimension and the two powers of two that cover it."""
-    d0, d1 = halves(problem.head_dim)
-    dv0, dv1 = halves(problem.head_dim_v)
-    return {
-        "D": problem.head_dim,
-        "D0": d0,
-        "D1": d1,
-        "DV": problem.head_dim_v,
-        "DV0": dv0,
-        "DV1": dv1,
-    }
-
-
-def halves(dim: int) -> tuple[int, int]:
-    """(a, b), powers of two from 16 up (b may be 0) with a + b >= dim and little to spare."""
-    if dim <= 16:
-        return 16, 0
-    a = 1 << (dim.bit_length() - 1)
-    if a == dim:
-        return a, 0
-    b = max(16, 1 << (dim - a - 1).bit_length())
-    return (2 * a, 0) if b >= a else (a, b)
-
-
-def fused(problem: AttentionProblem) -> bool:
-    """Whether scores are the product times a positive scale and nothing else."""
-    plain = not (problem.softcap or problem.alibi or problem.bias)
-    return plain and problem.softmax_scale > 0
-
-
-def wide(tensors: AttentionTensors) -> bool:
-    """Whether offsets within a tile need 64 bits."""
-    limit = 2**31 // _TILE_ROWS
-    return any(abs(t.stride(-3)) >= limit for t in (tensors.q, tensors.k, tensors.v))
-
-
-def precision(problem: AttentionProblem) -> str:
-    """float32 products are exact to float32 unless torch is told that tf32 will do."""
-    if problem.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
-        return "tf32"
-    return "ieee"

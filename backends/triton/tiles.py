@@ -42,6 +42,11 @@ KERNELS = {
 RUN_ALONE = 16
 
 
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
 class Tile(NamedTuple):
     """Rows and keys of a tile, warps that share it, tiles of keys in flight."""
 
@@ -88,7 +93,7 @@ def multiprocessors(device: Device) -> int:
     return max(1, device.cores)
 
 
-def decode(problem: AttentionProblem, device: Device, config: Config) -> DecodeTile:
+def decode(problem: AttentionProblem, config: Config) -> DecodeTile:
     rows = problem.seqlen_q * (problem.heads // problem.kv_heads)
     block_m = 16 if rows <= 16 else 32 if rows <= 32 else 64
     return _decode_default(problem, block_m)._replace(**config)

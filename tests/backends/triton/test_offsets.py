@@ -9,7 +9,7 @@ from tests.conformance.budget import problem_of
 from tests.conformance.cases import CASES, build
 
 triton_backend = pytest.importorskip("portattn.backends.triton")
-launch = pytest.importorskip("portattn.backends.triton.launch")
+arguments = pytest.importorskip("portattn.backends.triton.arguments")
 
 
 @pytest.mark.parametrize("name", ["strides padded", "varlen features", "cache features"])
@@ -20,8 +20,10 @@ def test_wide_offsets(name: str, generator: torch.Generator, on_cpu: torch.devic
     backend = triton_backend.TritonBackend()
     run = backend.decode if problem.operation == "decode" else backend.forward
     narrow = run(built.tensors, problem, {})
-    assert not launch.wide(built.tensors)
+    assert not arguments.wide(built.tensors)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "wide", lambda tensors: True)
+        patch.setattr(arguments, "wide", lambda tensors: True)
+        # The plan of the narrow call must not be taken again.
+        problem = problem_of(built.tensors, built.options)
         wide = run(built.tensors, problem, {})
     assert all(torch.equal(a, b) for a, b in zip(narrow, wide, strict=True))
