@@ -42,7 +42,7 @@ REFUSED = [
     ("bandwidth_gbs: 20", "20: 20", 4, "device", "a key must be a name"),
     ("bandwidth_gbs: 20", "[a]: 20", 4, "device", "a key must be a name"),
     ("  decode: [cpu, reference]\n", "", 5, "preference", "lacks decode"),
-    ("  decode: [cpu", "  decode: [gpu", 8, "preference.decode[0]", "one of torch_sdpa, cpu"),
+    ("  decode: [cpu", "  decode: [gpu", 8, "preference.decode[0]", "one of torch_sdpa, triton"),
     ("  decode: [cpu", "  decode: [reference", 8, "preference.decode[1]", "named twice"),
     ("  decode: [cpu, reference]", "  decode: []", 8, "preference.decode", "at least 1"),
     ("  decode: [cpu, reference]", "  decode: cpu", 8, "preference.decode", "must be a list"),
