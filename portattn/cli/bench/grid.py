@@ -87,9 +87,7 @@ class Case:
         packed = " packed" if self.lengths and self.operation != "decode" else ""
         pages = f" page {self.page_size}" if self.page_size else ""
         mask = " causal" if self.causal else ""
-        return (
-            f"{self.operation}{packed}{pages} {self.dtype} H{heads} D{self.head_dim}{mask}"
-        )
+        return f"{self.operation}{packed}{pages} {self.dtype} H{heads} D{self.head_dim}{mask}"
 
     def __str__(self) -> str:
         operation, rest = self.family.split(" ", 1)

@@ -37,7 +37,9 @@ def paged(k: Tensor, v: Tensor, counts: Sequence[int], page_size: int) -> Pages:
     owned = order.split(used)
     slots = torch.cat(
         [
-            (pages[:, None] * page_size + torch.arange(page_size, device=k.device)).flatten()[:count]
+            (pages[:, None] * page_size + torch.arange(page_size, device=k.device)).flatten()[
+                :count
+            ]
             for pages, count in zip(owned, counts, strict=True)
         ]
     )

@@ -38,9 +38,7 @@ def _square(operation: Operation) -> list[Case]:
     """16384 tokens and 2048 query channels in every row."""
     rows = [
         (dim, causal, seqlen)
-        for dim, causal, seqlen in product(
-            (64, 128, 256), (False, True), (_K, 4 * _K, 16 * _K)
-        )
+        for dim, causal, seqlen in product((64, 128, 256), (False, True), (_K, 4 * _K, 16 * _K))
         if dim < 256 or seqlen > _K
     ]
     return [
@@ -110,7 +108,9 @@ def _varlen() -> list[Case]:
 def _serving() -> list[Case]:
     """Steps of a server over pages of 16: decode, verification of drafts, chunked prefill."""
     return [
-        _mix("decode", "serving", "128 chats 256-16K", _log_uniform(128, 256, 16 * _K), page_size=16),
+        _mix(
+            "decode", "serving", "128 chats 256-16K", _log_uniform(128, 256, 16 * _K), page_size=16
+        ),
         _mix(
             "decode",
             "serving",
