@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from portattn.cli.bench.measure import interleave
+from portattn.cli.bench.measure import Call, interleave
 
 _ROUNDS = 15
 
@@ -29,12 +29,10 @@ def measure(device: torch.device) -> Ceilings:
     target = torch.empty_like(source)
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     product = torch.empty_like(a)
-    calls = {
+    calls: dict[str, Call] = {
         "copy": lambda: target.copy_(source),
         "matmul": lambda: torch.mm(a, b, out=product),
     }
-    for call in calls.values():
-        call()
     timings = interleave(calls, device, _ROUNDS)
     return Ceilings(
         copy_gbs=2 * count / timings["copy"].median / 1e9,

@@ -66,6 +66,10 @@ class Oracle:
         self._case = case
         self._tensors = tuple(tensor.detach() for tensor in tensors)
 
+    def prepare(self) -> None:
+        """Work out what is right now, not at the first comparison."""
+        _ = self._gradients if self._case.operation == "backward" else self._outputs
+
     def error_ratio(self, attend: Attend, layout: PeerLayout) -> float:
         """The worst error of a peer over what is allowed: inf where it isn't finite."""
         if self._case.operation == "backward":

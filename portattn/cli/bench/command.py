@@ -70,16 +70,17 @@ def bench(
     )
     cases = _chosen_rows(cases, rows)
     own = ours(backend, place, each=suite is not None)
+    machine = record(place)
     found = session.run(
         cases,
         (*own, *_chosen_peers(peers)),
         place,
         rounds,
         math.inf if budget is None else budget,
-        partial(_write, record(place), output),
+        partial(_write, machine, output),
         partial(typer.echo, err=True),
     )
-    _show(_document(record(place), found), found.results, plot, json)
+    _show(_document(machine, found), found.results, plot, json)
     if any(_failed(result, own[0].name) for result in found.results):
         raise typer.Exit(1)
 

@@ -57,7 +57,8 @@ def paged(k: Tensor, v: Tensor, counts: Sequence[int], page_size: int) -> Pages:
 def _scattered(tokens: Tensor, slots: Tensor, pages: int, page_size: int) -> Tensor:
     flat = tokens.flatten(0, 1)
     store = flat.new_zeros((pages * page_size, *flat.shape[1:]))
-    return store.index_copy_(0, slots, flat).unflatten(0, (pages, page_size))
+    store.index_copy_(0, slots, flat)
+    return store.view(pages, page_size, *flat.shape[1:])
 
 
 def cumulative(counts: Sequence[int], device: torch.device) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from portattn.cli.bench.check import Attend
 from portattn.cli.bench.grid import Case, PeerLayout
-from portattn.cli.bench.libraries import Library, installed, kind
+from portattn.cli.bench.libraries import Library, kind
 from portattn.cli.bench.pages import cumulative
 from portattn.cli.bench.peers import Step
 
@@ -60,8 +60,6 @@ class HeldSdpa(TorchSdpa):
     def __init__(self, name: str, kernel: SDPBackend) -> None:
         self.name = name
         self._kernel = kernel
-        if kernel == SDPBackend.FLASH_ATTENTION and installed("torch.nn.attention.varlen"):
-            self.kinds = _DENSE | {"packed forward", "packed backward"}
 
     def reason_against(self, case: Case, device: torch.device) -> str | None:
         """Kernels for NVIDIA GPUs; the memory-efficient one would have to repeat grouped heads."""
@@ -71,29 +69,34 @@ class HeldSdpa(TorchSdpa):
             return "takes grouped heads only as an expanded copy"
         return super().reason_against(case, device)
 
+    def _held(self) -> AbstractContextManager[Any]:
+        held: AbstractContextManager[Any] = sdpa_kernel(self._kernel)
+        return held
+
+
+class TorchVarlen(Library):
+    """torch.nn.attention.varlen.varlen_attn: FlashAttention-2 over packed sequences."""
+
+    name = "torch_varlen"
+    module = "torch.nn.attention.varlen"
+    kinds = frozenset({"packed forward", "packed backward"})
+
     def packed(self, case: Case, device: torch.device) -> Attend:
-        """torch.nn.attention.varlen.varlen_attn, whose kernel is FlashAttention-2."""
-        library = importlib.import_module("torch.nn.attention.varlen")
-        call: Callable[..., Tensor] = library.varlen_attn
+        """varlen_attn."""
+        call: Callable[..., Tensor] = importlib.import_module(self.module).varlen_attn
         known = inspect.signature(call).parameters
         ends, longest = cumulative(case.lengths, device), max(case.lengths)
         options: dict[str, object] = {}
         if case.heads != case.kv_heads and "enable_gqa" in known:
             options["enable_gqa"] = True
         if case.masked:
-            # Its window replaced the flag in torch 2.11.
+            # Releases differ: a flag, or a window that ends at the diagonal.
             options |= {"is_causal": True} if "is_causal" in known else {"window_size": (-1, 0)}
 
         def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-            q, k, v = (tensor[0].transpose(0, 1) for tensor in (q, k, v))  # [H, T, D] to [T, H, D]
-            out = call(q, k, v, ends, ends, longest, longest, **options)
-            return out.transpose(0, 1)[None]
+            return call(q[0], k[0], v[0], ends, ends, longest, longest, **options)[None]
 
         return attend
-
-    def _held(self) -> AbstractContextManager[Any]:
-        held: AbstractContextManager[Any] = sdpa_kernel(self._kernel)
-        return held
 
 
 class Xformers(Library):

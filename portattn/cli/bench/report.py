@@ -26,7 +26,7 @@ def document(results: Sequence[Result], record: Mapping[str, object]) -> dict[st
 
 def ratios(results: Sequence[Result]) -> list[tuple[str, ...]]:
     """For every case: portattn's best, the best other, and how many times faster ours is."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for case in dict.fromkeys(result.case for result in results):
         timed = [one for one in results if one.case == case and one.timing is not None]
         ours = _fastest([one for one in timed if one.peer.startswith("portattn")])

@@ -56,7 +56,10 @@ def run_case(
     deadline: float = math.inf,
 ) -> list[Result]:
     """Check every peer, then time those that are right; after `deadline` no round is begun."""
-    bench = _Bench(case, device)
+    try:
+        bench = _Bench(case, device)
+    except torch.OutOfMemoryError as error:
+        return [Result(case, peer.name, None, reason=_in_short(error)) for peer in peers]
     for peer in peers:
         bench.check(peer)
     timings = interleave(bench.calls(peers), device, rounds, deadline)
@@ -72,6 +75,7 @@ class _Bench:
         tensors = inputs(case, device)
         self._laid_out: dict[PeerLayout, Sequence[Tensor]] = {"bshd": tensors}
         self._oracle: Oracle | None = Oracle(case, tensors)
+        self._oracle.prepare()
         _, k, v = tensors
         self._pages = paged(k, v, case.key_counts, case.page_size) if case.page_size else None
         self._attends: dict[str, Attend] = {}
@@ -98,7 +102,6 @@ class _Bench:
                     f"{decision.backend}: {decision.detail}"
                     for decision in decisions
                     if decision.problem.operation == self._case.operation
-                    and decision.backend != "reference"
                 )
             )
         self._ratios[peer.name] = ratio
@@ -149,7 +152,7 @@ class _Bench:
         attend, masked = self._attend(peer), self._case.masked
         if self._case.operation == "backward":
             leaves = [tensor.detach().requires_grad_() for tensor in (q, k, v)]
-            out = attend(*leaves, masked)
+            out = attend(leaves[0], leaves[1], leaves[2], masked)
             grad_out = torch.randn_like(out)
             return lambda: torch.autograd.grad(out, leaves, grad_out, retain_graph=True)
 
