@@ -49,7 +49,7 @@ def _panel(axes: Any, family: str, results: Sequence[Result], colours: dict[str,
             axes.plot(sizes, line, marker=marker, linestyle=style, color=colour, label=peer)
     axes.set_title(family, fontsize=10)
     axes.set_ylabel("K+V TB/s, median" if _by_bytes(results[0]) else "TFLOP/s, median")
-    axes.set_ylim(bottom=0.0)
+    axes.set_ylim(bottom=0.0, top=1.08 * axes.get_ylim()[1])
     axes.tick_params(axis="x", labelrotation=20)
     if axes.lines:
         axes.legend(fontsize=7)
