@@ -28,6 +28,24 @@ ENTRIES = (
         "PyTorch's own fused kernels, where one exists for the problem",
     ),
     Entry(
+        "flash_attn",
+        "portattn.backends.flash_attn",
+        "FlashAttnBackend",
+        "FlashAttention-2 of the flash-attn package",
+    ),
+    Entry(
+        "flash_attn_4",
+        "portattn.backends.flash_attn_4",
+        "FlashAttn4Backend",
+        "FlashAttention's kernels of the flash-attn-4 package",
+    ),
+    Entry(
+        "flashinfer",
+        "portattn.backends.flashinfer",
+        "FlashInferBackend",
+        "decoding by the flashinfer-python package",
+    ),
+    Entry(
         "cpu",
         "portattn.backends.cpu",
         "CpuBackend",
