@@ -28,6 +28,12 @@ ENTRIES = (
         "PyTorch's own fused kernels, where one exists for the problem",
     ),
     Entry(
+        "cpu",
+        "portattn.backends.cpu",
+        "CpuBackend",
+        "every feature on a CPU in memory linear in length",
+    ),
+    Entry(
         "flash_attn",
         "portattn.backends.flash_attn",
         "FlashAttnBackend",
@@ -44,12 +50,6 @@ ENTRIES = (
         "portattn.backends.flashinfer",
         "FlashInferBackend",
         "decoding by the flashinfer-python package",
-    ),
-    Entry(
-        "cpu",
-        "portattn.backends.cpu",
-        "CpuBackend",
-        "every feature on a CPU in memory linear in length",
     ),
     Entry(
         "reference",

@@ -112,7 +112,8 @@ def select(
     estimate = cost.estimate(problem, used, device.cores)
     times = _times(candidates, problem, used, estimate)
     if live and not backend:
-        _announce(chosen, rejected)
+        before = names[: names.index(chosen)]
+        _announce(chosen, [item for item in rejected if item.backend in before])
     match = profiles.rule(used, f"{chosen}.{problem.operation}", problem)
     return Decision(
         problem=problem,

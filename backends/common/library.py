@@ -11,10 +11,11 @@ from portattn.errors import BackendUnavailableError
 
 
 @cache
-def missing(module: str, package: str, oldest: tuple[int, ...] = ()) -> str | None:
-    """Why a module of a package can't be used, None when it can; imported once per process.
+def missing(package: str, oldest: tuple[int, ...] = ()) -> str | None:
+    """Why an installed package can't be used, None when nothing is known against it.
 
-    `oldest` is the first version that has the calls the backend makes.
+    `oldest` is the first version that has the calls the backend makes. Nothing is imported: that
+    takes seconds for some, and a backend that is only considered shouldn't cost them.
     """
     try:
         version = metadata.version(package)
@@ -23,19 +24,19 @@ def missing(module: str, package: str, oldest: tuple[int, ...] = ()) -> str | No
     if oldest and _numbers(version) < oldest:
         needed = ".".join(str(number) for number in oldest)
         return f"{package} {needed} or newer is needed, {version} is installed"
-    try:
-        importlib.import_module(module)
-    except (ImportError, OSError, AttributeError) as error:  # as built for another torch or CUDA
-        return f"{package} {version} can't be imported: {type(error).__name__}: {error}"
     return None
 
 
 def load(backend: str, module: str, package: str, oldest: tuple[int, ...] = ()) -> ModuleType:
-    """The module. Raises BackendUnavailableError with the reason when it can't be used."""
-    cause = missing(module, package, oldest)
+    """A module of a package. Raises BackendUnavailableError with the reason why it can't be."""
+    cause = missing(package, oldest)
     if cause is not None:
         raise BackendUnavailableError(backend, cause)
-    return importlib.import_module(module)
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError, AttributeError) as error:  # as built for another torch or CUDA
+        cause = f"{package} can't be imported: {type(error).__name__}: {error}"
+        raise BackendUnavailableError(backend, cause) from error
 
 
 def _numbers(version: str) -> tuple[int, ...]:

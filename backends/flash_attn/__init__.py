@@ -62,7 +62,7 @@ class FlashAttnBackend:
         if problem.page_size and problem.operation == "backward":
             reasons.append("no gradient of pages")
         if device.type == "cuda":
-            cause = missing(_MODULE, _PACKAGE, _OLDEST)
+            cause = missing(_PACKAGE, _OLDEST)
             reasons += [] if cause is None else [cause]
         return reasons
 

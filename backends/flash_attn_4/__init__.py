@@ -60,7 +60,7 @@ class FlashAttn4Backend:
         if problem.page_size and problem.operation == "forward":
             reasons.append("pages only in decode")
         if device.type == "cuda":
-            cause = missing(_MODULE, _PACKAGE)
+            cause = missing(_PACKAGE)
             reasons += [] if cause is None else [cause]
         return reasons
 

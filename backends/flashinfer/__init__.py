@@ -53,7 +53,7 @@ class FlashInferBackend:
         if problem.operation == "decode" and problem.seqlen_q != 1:
             reasons.append("one query a sequence only")
         if device.type == "cuda":
-            cause = missing(_MODULE, _PACKAGE)
+            cause = missing(_PACKAGE)
             reasons += [] if cause is None else [cause]
         return reasons
 
