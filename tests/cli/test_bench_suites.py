@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -197,6 +199,19 @@ def test_ratio_is_of_the_best_on_either_side() -> None:
     ((_, ours, theirs, ratio),) = report.ratios(results)
     assert ours.startswith("portattn:cpu") and theirs.startswith("torch_sdpa")
     assert ratio == "1.500"
+
+
+def test_samples_the_device_until_the_end() -> None:
+    program = [sys.executable, "-c", "print('1980, 2619, 45, 312.5')"]
+    with monitor.Monitor(program) as sampled:
+        for _ in range(1000):
+            found = sampled.take()
+            if found is not None:
+                break
+            time.sleep(0.01)
+    assert found is not None and found["celsius"] == {"min": 45.0, "median": 45.0, "max": 45.0}
+    with monitor.Monitor(None) as absent:
+        assert absent.take() is None and absent.source is None
 
 
 def test_reads_what_nvidia_smi_prints() -> None:

@@ -9,11 +9,13 @@ import shutil
 import statistics
 import subprocess
 import threading
+from collections.abc import Sequence
 from types import TracebackType
 
 import torch
 
-_PERIOD_MS = 200
+_PERIOD_SECONDS = 0.5
+_PATIENCE_SECONDS = 10.0
 _FIELDS = {
     "clocks.sm": "sm_mhz",
     "clocks.mem": "memory_mhz",
@@ -22,37 +24,35 @@ _FIELDS = {
 }
 
 
-class Monitor:
-    """Samples the device from entry to exit; `take` summarises what came in since the last time."""
+def command(device: torch.device) -> list[str] | None:
+    """What prints the device's state on a line; None where nothing can."""
+    program = shutil.which("nvidia-smi")
+    if device.type != "cuda" or program is None:
+        return None
+    uuid = torch.cuda.get_device_properties(device).uuid
+    fields = ",".join(_FIELDS)
+    return [program, f"--id=GPU-{uuid}", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._process: subprocess.Popen[str] | None = None
+
+class Monitor:
+    """Samples by a command from entry to exit; `take` summarises since the last time."""
+
+    def __init__(self, command: Sequence[str] | None) -> None:
+        self._command = command
         self._rows: list[list[float]] = []
         self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
 
     @property
     def source(self) -> str | None:
         """Where the samples come from; None where nothing is sampled."""
-        return None if self._process is None else f"nvidia-smi every {_PERIOD_MS} ms"
+        return None if self._command is None else f"nvidia-smi every {_PERIOD_SECONDS} s"
 
     def __enter__(self) -> Monitor:
-        program = shutil.which("nvidia-smi")
-        if self._device.type == "cuda" and program is not None:
-            uuid = torch.cuda.get_device_properties(self._device).uuid
-            self._process = subprocess.Popen(
-                [
-                    program,
-                    f"--id=GPU-{uuid}",
-                    f"--query-gpu={','.join(_FIELDS)}",
-                    "--format=csv,noheader,nounits",
-                    f"--loop-ms={_PERIOD_MS}",
-                ],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
-            threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+        if self._command is not None:
+            self._thread = threading.Thread(target=self._sample, args=(self._command,), daemon=True)
+            self._thread.start()
         return self
 
     def __exit__(
@@ -61,9 +61,9 @@ class Monitor:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(_PATIENCE_SECONDS)
 
     def take(self) -> dict[str, dict[str, float]] | None:
         """Least, median and largest of every field since the last call; None without samples."""
@@ -76,13 +76,19 @@ class Monitor:
             for name, column in zip(_FIELDS.values(), zip(*rows, strict=True), strict=True)
         }
 
-    def _read(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            row = parse(line)
+    def _sample(self, command: Sequence[str]) -> None:
+        while not self._stop.is_set():
+            try:
+                done = subprocess.run(
+                    command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=False
+                )
+            except (OSError, subprocess.TimeoutExpired):
+                return  # results are worth having without their conditions
+            row = parse(done.stdout)
             if row is not None:
                 with self._lock:
                     self._rows.append(row)
+            self._stop.wait(_PERIOD_SECONDS)
 
 
 def parse(line: str) -> list[float] | None:

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from portattn.cli.bench import ceilings
+from portattn.cli.bench import monitor as monitors
 from portattn.cli.bench.grid import Case
-from portattn.cli.bench.monitor import Monitor
 from portattn.cli.bench.peers import Peer
 from portattn.cli.bench.run import Result, run_case
 
@@ -55,7 +55,9 @@ def run(
     """
     session = Session()
     end = time.monotonic() + budget
-    with Monitor(device) as monitor:
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # events and libraries without a device argument follow it
+    with monitors.Monitor(monitors.command(device)) as monitor:
         session.monitored_by = monitor.source
         try:
             session.ceilings.append(ceilings.measure(device))
