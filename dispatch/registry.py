@@ -40,6 +40,24 @@ ENTRIES = (
         "every feature on a CPU in memory linear in length",
     ),
     Entry(
+        "flash_attn",
+        "portattn.backends.flash_attn",
+        "FlashAttnBackend",
+        "FlashAttention-2 of the flash-attn package",
+    ),
+    Entry(
+        "flash_attn_4",
+        "portattn.backends.flash_attn_4",
+        "FlashAttn4Backend",
+        "FlashAttention's kernels of the flash-attn-4 package",
+    ),
+    Entry(
+        "flashinfer",
+        "portattn.backends.flashinfer",
+        "FlashInferBackend",
+        "decoding by the flashinfer-python package",
+    ),
+    Entry(
         "reference",
         "portattn.backends.reference",
         "ReferenceBackend",

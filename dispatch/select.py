@@ -22,14 +22,31 @@ if TYPE_CHECKING:
 log = logging.getLogger("portattn")
 
 
+@dataclass(frozen=True)
+class CandidateTime:
+    """Microseconds of one candidate: measured on the device, where the profile has a measurement
+    of this class of problems, and predicted, what the profile's roofline allows at best."""
+
+    backend: str
+    measured_us: float | None
+    predicted_us: float | None
+
+    def __str__(self) -> str:
+        if self.measured_us is not None:
+            return f"measured {self.measured_us:.1f} us"
+        if self.predicted_us is not None:
+            return f"predicted {self.predicted_us:.1f} us at best"
+        return "unknown"
+
+
 @dataclass(frozen=True, eq=False)
 class Decision:
     """What runs a problem and why; `explain` shows it whole.
 
     `candidates` are the backends that can run it, in the order they were preferred; the first is
-    the chosen one. `estimate` is modelled from the profile's roofline, `measured_us` comes from the
-    profile's measurements of this problem class where there are any. Compared by identity: one
-    problem key has one Decision.
+    the chosen one, and `times` says what is known of each. `estimate` is modelled from the
+    profile's roofline, `measured_us` comes from the profile's measurements of this problem class
+    where there are any. Compared by identity: one problem key has one Decision.
     """
 
     problem: AttentionProblem
@@ -42,6 +59,7 @@ class Decision:
     estimate: Estimate | None
     measured_us: float | None
     candidates: tuple[str, ...]
+    times: tuple[CandidateTime, ...]
     rejected: tuple[Rejection, ...]
     forced: bool
     runner: Backend = field(repr=False)
@@ -80,17 +98,22 @@ def select(
     candidates: list[tuple[str, Backend]] = []
     rejected: list[Rejection] = []
     for name in names:
-        reasons, runner = _reasons(name, problem, device, live, probe=not candidates)
+        reasons, runner = _reasons(name, problem, device)
         if reasons:
             rejected.append(Rejection(name, tuple(reasons)))
         elif runner is not None:
             candidates.append((name, runner))
+    candidates = _fastest_first(candidates, problem, used)
+    if live:
+        candidates = _from_first_sound(candidates, device, rejected)
     if not candidates:
         raise NoBackendError(problem, device, rejected)
-    candidates = _fastest_first(candidates, problem, used)
     chosen, runner = candidates[0]
+    estimate = cost.estimate(problem, used, device.cores)
+    times = _times(candidates, problem, used, estimate)
     if live and not backend:
-        _announce(chosen, rejected)
+        before = names[: names.index(chosen)]
+        _announce(chosen, [item for item in rejected if item.backend in before])
     match = profiles.rule(used, f"{chosen}.{problem.operation}", problem)
     return Decision(
         problem=problem,
@@ -100,9 +123,10 @@ def select(
         detail=runner.describe(problem, device),
         config=match.config,
         config_source=match.source,
-        estimate=cost.estimate(problem, used, device.cores),
-        measured_us=profiles.measured_us(used, chosen, problem),
+        estimate=estimate,
+        measured_us=times[0].measured_us,
         candidates=tuple(name for name, _ in candidates),
+        times=times,
         rejected=tuple(rejected),
         forced=backend is not None,
         runner=runner,
@@ -121,19 +145,29 @@ def _set_log_level() -> None:
 
 
 def _reasons(
-    name: str, problem: AttentionProblem, device: Device, live: bool, probe: bool
+    name: str, problem: AttentionProblem, device: Device
 ) -> tuple[list[str], Backend | None]:
-    """Why a backend can't run the problem here; its probe runs last and only when needed."""
+    """Why a backend can't run the problem here, by what it declares."""
     try:
         runner = registry.load(name)
     except BackendUnavailableError as error:
         return [error.cause], None
-    reasons = runner.reasons_against(problem, device)
-    if not reasons and live and probe:
+    return runner.reasons_against(problem, device), runner
+
+
+def _from_first_sound(
+    candidates: list[tuple[str, Backend]], device: Device, rejected: list[Rejection]
+) -> list[tuple[str, Backend]]:
+    """The candidates from the first whose probe passes; those before it join the rejected.
+
+    Later ones are not probed: they don't run.
+    """
+    for position, (name, _) in enumerate(candidates):
         cause = probe_failure(name, device)
-        if cause is not None:
-            reasons = [f"its probe failed: {cause}"]
-    return reasons, runner
+        if cause is None:
+            return candidates[position:]
+        rejected.append(Rejection(name, (f"its probe failed: {cause}",)))
+    return []
 
 
 _PROBED: dict[tuple[str, Device], str | None] = {}
@@ -155,13 +189,35 @@ def probe_failure(name: str, device: Device) -> str | None:
 def _fastest_first(
     candidates: list[tuple[str, Backend]], problem: AttentionProblem, profile: HardwareProfile
 ) -> list[tuple[str, Backend]]:
-    """Measured times win over the profile's order; a candidate without one keeps its place."""
+    """Measured times win over the profile's order; a candidate without one keeps its place.
+
+    The places of the measured candidates are given to them in the order of their times: what
+    nobody measured neither gains nor loses by it, and stays where the profile put it.
+    """
     from portattn.dispatch import profile as profiles
 
     times = {name: profiles.measured_us(profile, name, problem) for name, _ in candidates}
-    if any(time is None for time in times.values()):
-        return candidates
-    return sorted(candidates, key=lambda candidate: times[candidate[0]] or 0.0)
+    measured = [candidate for candidate in candidates if times[candidate[0]] is not None]
+    in_order = iter(sorted(measured, key=lambda candidate: times[candidate[0]] or 0.0))
+    return [
+        candidate if times[candidate[0]] is None else next(in_order) for candidate in candidates
+    ]
+
+
+def _times(
+    candidates: list[tuple[str, Backend]],
+    problem: AttentionProblem,
+    profile: HardwareProfile,
+    estimate: Estimate,
+) -> tuple[CandidateTime, ...]:
+    """What is known of every candidate; the roofline is the hardware's, so the same for all."""
+    from portattn.dispatch import profile as profiles
+
+    predicted = None if estimate.seconds is None else estimate.seconds * 1e6
+    return tuple(
+        CandidateTime(name, profiles.measured_us(profile, name, problem), predicted)
+        for name, _ in candidates
+    )
 
 
 _ANNOUNCED: set[tuple[str, tuple[Rejection, ...]]] = set()

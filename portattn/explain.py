@@ -101,11 +101,15 @@ def as_dict(decision: Decision) -> dict[str, Any]:
             "bound": estimate.bound,
         },
         "measured_us": decision.measured_us,
+        "times": {
+            time.backend: {"measured_us": time.measured_us, "predicted_us": time.predicted_us}
+            for time in decision.times
+        },
     }
 
 
 def render(decision: Decision) -> str:
-    """A decision as text: what runs, its configuration and source, the time, and who can't."""
+    """A decision as text: what runs, its configuration and source, times, and who can't."""
     config = ", ".join(f"{name}={value}" for name, value in decision.config.items())
     lines = [
         f"problem   {decision.problem}",
@@ -115,8 +119,10 @@ def render(decision: Decision) -> str:
         f"config    {config or 'none needed'} [{decision.config_source}]",
         f"time      {_times(decision)}",
     ]
-    if len(decision.candidates) > 1:
-        lines.append(f"could run {', '.join(decision.candidates[1:])}")
+    width = max(len(time.backend) for time in decision.times)
+    for position, time in enumerate(decision.times):
+        name = "candidate" if position == 0 else ""
+        lines.append(f"{name:10}{time.backend:{width}}  {time}")
     for item in decision.rejected:
         lines.append(f"cannot    {item.backend}: {'; '.join(item.reasons)}")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from portattn.backends.common.packed import cleared, cleared_lse
 from portattn.dispatch.backend import AttentionTensors
 from portattn.dispatch.device import Device
 from portattn.dispatch.problem import AttentionProblem
@@ -150,7 +151,7 @@ class CudaFlash:
         )
         lse = lse.masked_fill(lse == float("inf"), float("-inf"))
         if tensors.cu_seqlens_q is not None:
-            return _cleared(out, tensors.cu_seqlens_q), _cleared_lse(lse, tensors.cu_seqlens_q)
+            return cleared(out, tensors.cu_seqlens_q), cleared_lse(lse, tensors.cu_seqlens_q)
         return out, lse
 
     def backward(
@@ -184,8 +185,8 @@ class CudaFlash:
             window_size_right=right,
         )
         if tensors.cu_seqlens_q is not None and tensors.cu_seqlens_k is not None:
-            dq = _cleared(dq, tensors.cu_seqlens_q)
-            dk, dv = (_cleared(grad, tensors.cu_seqlens_k) for grad in (dk, dv))
+            dq = cleared(dq, tensors.cu_seqlens_q)
+            dk, dv = (cleared(grad, tensors.cu_seqlens_k) for grad in (dk, dv))
         return dq, dk, dv
 
 
@@ -273,20 +274,6 @@ class CudaEfficient:
             scale=problem.softmax_scale,
         )
         return dq, dk, dv
-
-
-def _cleared(rows: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """Packed rows [T, H, D] with zeros past the last sequence, where the kernel writes nothing."""
-    return rows.masked_fill(_past_the_end(rows.shape[0], cu_seqlens)[:, None, None], 0.0)
-
-
-def _cleared_lse(lse: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """[H, T], -inf past the last sequence."""
-    return lse.masked_fill(_past_the_end(lse.shape[1], cu_seqlens), float("-inf"))
-
-
-def _past_the_end(rows: int, cu_seqlens: Tensor) -> Tensor:
-    return torch.arange(rows, device=cu_seqlens.device) >= cu_seqlens[-1]
 
 
 def _window(problem: AttentionProblem) -> tuple[int | None, int | None]:

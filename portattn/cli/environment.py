@@ -22,6 +22,9 @@ LIBRARIES = (
     "diffusers",
     "triton",
     "flash-attn",
+    "flash-attn-4",
+    "flashinfer-python",
+    "nvidia-cutlass-dsl",
     "xformers",
     "numpy",
 )
@@ -36,6 +39,9 @@ def versions() -> dict[str, str]:
             found[name] = version
     if torch.version.cuda is not None:
         found["cuda"] = torch.version.cuda
+        cudnn = torch.backends.cudnn.version()
+        if cudnn is not None:
+            found["cudnn"] = str(cudnn)
     return found
 
 

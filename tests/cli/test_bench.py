@@ -14,7 +14,8 @@ from torch import Tensor
 from portattn.cli.bench.check import error_ratio
 from portattn.cli.bench.grid import Case, inputs
 from portattn.cli.bench.measure import interleave, summarise
-from portattn.cli.bench.peers import Portattn, TorchSdpa
+from portattn.cli.bench.peers import Portattn
+from portattn.cli.bench.peers_torch import TorchSdpa
 from portattn.cli.bench.report import document, tables
 from portattn.cli.bench.run import run_case
 from portattn.dispatch.capability import Rejection

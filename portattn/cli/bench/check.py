@@ -1,8 +1,9 @@
 """Says whether a peer's result is right before it is timed.
 
 The oracle is the reference backend in float64, over a block of query rows at the start and one at
-the end: enough to see every key, and affordable at any length. Gradients are compared for an
-incoming gradient that is zero outside such a block, so that they depend on its rows alone.
+the end of a few sequences, the shortest and the longest among them: enough to see every key, and
+affordable at any length. Gradients are compared for an incoming gradient that is zero outside such
+blocks, so that they depend on their rows alone.
 
 Allowed is twice (gradients: three times) the error of the plain formula in the input's dtype, plus
 one rounding at the reference's magnitude. Of a few numbers the plain formula may by luck get all
@@ -12,7 +13,8 @@ nearly right, so its error is the worst over several orders of the keys, which c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -22,59 +24,168 @@ from portattn.cli.bench.grid import Case, PeerLayout, laid_out
 
 ROWS = 64
 ORDERS = 8
+SEQUENCES = 4
 
 Attend = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
+Index = tuple[slice, slice]
 
 
 def error_ratio(case: Case, tensors: Sequence[Tensor], attend: Attend, layout: PeerLayout) -> float:
     """The worst error over what is allowed: at most 1 when right, inf where not finite."""
-    blocks = {(0, min(ROWS, case.seqlen_q)), (max(0, case.seqlen_q - ROWS), case.seqlen_q)}
-    compare = _gradient_ratio if case.operation == "backward" else _output_ratio
-    return max(compare(case, tensors, attend, layout, block) for block in sorted(blocks))
+    return Oracle(case, tensors).error_ratio(attend, layout)
 
 
-def _output_ratio(
-    case: Case,
-    tensors: Sequence[Tensor],
-    attend: Attend,
-    layout: PeerLayout,
-    block: tuple[int, int],
-) -> float:
-    q, k, v = laid_out(tensors, layout)
-    with torch.no_grad():
-        out = attend(q, k, v, case.masked)
-    out = out if layout == "bshd" else out.transpose(1, 2)
-    q, k, v = _seen_by(case, tensors, block)
-    exact = _reference(q.double(), k.double(), v.double(), case.masked)
-    plain = [attend_plainly(q, k, v, case.masked) for attend_plainly in _plain_attends(k)]
-    return _ratio(out[:, block[0] : block[1]], plain, exact, factor=2.0)
+@dataclass(frozen=True)
+class Block:
+    """Query rows of one sequence, and the keys that they can see, as indices of the tensors."""
+
+    queries: Index
+    keys: Index
 
 
-def _gradient_ratio(
-    case: Case,
-    tensors: Sequence[Tensor],
-    attend: Attend,
-    layout: PeerLayout,
-    block: tuple[int, int],
-) -> float:
-    start, stop = block
-    weights = torch.zeros_like(tensors[0])
-    weights[:, start:stop] = torch.randn_like(weights[:, start:stop])
-    ours = gradients(attend, laid_out(tensors, layout), laid_out([weights], layout)[0], case.masked)
-    if layout == "bhsd":
-        ours = [gradient.transpose(1, 2) for gradient in ours]
-    seen = _seen_by(case, tensors, block)
-    wide = [tensor.double() for tensor in seen]
-    exact = gradients(_reference, wide, weights[:, start:stop].double(), case.masked)
-    plain = [
-        gradients(attend_plainly, seen, weights[:, start:stop], case.masked)
-        for attend_plainly in _plain_attends(seen[1])
-    ]
-    keys = seen[1].shape[1]
-    cut = [ours[0][:, start:stop], ours[1][:, :keys], ours[2][:, :keys]]
-    return max(
-        _ratio(cut[i], [gradient[i] for gradient in plain], exact[i], factor=3.0) for i in range(3)
-    )
+@dataclass(frozen=True)
+class Expected:
+    """What is exact at an index of a result, and the largest error that is allowed there."""
+
+    index: Index
+    exact: Tensor
+    allowed: float
+
+    def ratio(self, result: Tensor) -> float:
+        """The error over what is allowed."""
+        found = result[self.index]
+        if not bool(found.isfinite().all()):
+            return float("inf")
+        error = _error(found, self.exact)
+        if self.allowed == 0.0:  # a zero that every evaluation gets exactly
+            return 0.0 if error == 0.0 else float("inf")
+        return error / self.allowed
+
+
+class Oracle:
+    """What is right for a case's tensors: worked out once, then compared with every peer."""
+
+    def __init__(self, case: Case, tensors: Sequence[Tensor]) -> None:
+        self._case = case
+        self._tensors = tuple(tensor.detach() for tensor in tensors)
+
+    def prepare(self) -> None:
+        """Work out what is right now, not at the first comparison."""
+        _ = self._gradients if self._case.operation == "backward" else self._outputs
+
+    def error_ratio(self, attend: Attend, layout: PeerLayout) -> float:
+        """The worst error of a peer over what is allowed: inf where it isn't finite."""
+        if self._case.operation == "backward":
+            return self._gradient_ratio(attend, layout)
+        with torch.no_grad():
+            q, k, v = laid_out(self._tensors, layout)
+            out = attend(q, k, v, self._case.masked)
+        if layout == "bhsd":
+            out = out.transpose(1, 2)
+        return max(expected.ratio(out) for expected in self._outputs)
+
+    def _gradient_ratio(self, attend: Attend, layout: PeerLayout) -> float:
+        worst = 0.0
+        for weights, expected in self._gradients:
+            leaves = laid_out(self._tensors, layout)
+            found = gradients(attend, leaves, laid_out([weights], layout)[0], self._case.masked)
+            if layout == "bhsd":
+                found = [gradient.transpose(1, 2) for gradient in found]
+            ratios = [
+                part.ratio(found[i]) for part_of in expected for i, part in enumerate(part_of)
+            ]
+            worst = max(worst, *ratios)
+        return worst
+
+    @cached_property
+    def _outputs(self) -> list[Expected]:
+        return [self._output(block) for end in _blocks(self._case) for block in end]
+
+    def _output(self, block: Block) -> Expected:
+        q, k, v = self._seen_by(block)
+        masked = self._case.masked
+        with torch.no_grad():
+            exact = _reference(q.double(), k.double(), v.double(), masked)
+            plain = [attend(q, k, v, masked) for attend in _plain_attends(k)]
+        rounding = torch.finfo(q.dtype).eps * float(exact.abs().max())
+        allowed = 2.0 * max(_error(one, exact) for one in plain) + rounding
+        return Expected(block.queries, exact, allowed)
+
+    @cached_property
+    def _gradients(self) -> list[tuple[Tensor, list[list[Expected]]]]:
+        """For each end of the sequences: the incoming gradient, and dq, dk, dv of each block."""
+        found = []
+        for end in _blocks(self._case):
+            weights = torch.zeros_like(self._tensors[0])
+            for block in end:
+                weights[block.queries] = torch.randn_like(weights[block.queries])
+            found.append((weights, self._end_gradients(end, weights)))
+        return found
+
+    def _end_gradients(self, end: list[Block], weights: Tensor) -> list[list[Expected]]:
+        """Allowed is by the worst of all blocks, as it is by the worst of a whole gradient: a
+        sequence of one key has a dq of 0 by cancellation, which the plain formula gets exactly."""
+        exacts, errors, masked = [], [], self._case.masked
+        for block in end:
+            seen, grad_out = self._seen_by(block), weights[block.queries]
+            wide = [tensor.double() for tensor in seen]
+            exact = gradients(_reference, wide, grad_out.double(), masked)
+            plain = [
+                gradients(attend, seen, grad_out, masked) for attend in _plain_attends(seen[1])
+            ]
+            exacts.append(exact)
+            errors.append([max(_error(one[i], exact[i]) for one in plain) for i in range(3)])
+        eps = torch.finfo(weights.dtype).eps
+        allowed = [
+            3.0 * max(error[i] for error in errors)
+            + eps * max(float(exact[i].abs().max()) for exact in exacts)
+            for i in range(3)
+        ]
+        return [
+            [
+                Expected(place, exact[i], allowed[i])
+                for i, place in enumerate((block.queries, block.keys, block.keys))
+            ]
+            for block, exact in zip(end, exacts, strict=True)
+        ]
+
+    def _seen_by(self, block: Block) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self._tensors
+        return q[block.queries], k[block.keys], v[block.keys]
+
+
+def _blocks(case: Case) -> list[list[Block]]:
+    """Rows at the start of a few sequences, and rows at their end where those are others."""
+    counts = case.key_counts
+    starts = [0]
+    for count in counts:
+        starts.append(starts[-1] + count)
+    ends: list[list[Block]] = [[], []]
+    for b in _sample(counts):
+        queries = case.queries if case.operation == "decode" else counts[b]
+        rows = sorted({(0, min(ROWS, queries)), (max(0, queries - ROWS), queries)})
+        for end, (first, last) in zip(ends, rows, strict=False):
+            seen = counts[b] - queries + last if case.masked else counts[b]
+            query_index = _index(case, b, starts[b], first, last, packed=_packs_queries(case))
+            key_index = _index(case, b, starts[b], 0, seen, packed=bool(case.lengths))
+            end.append(Block(query_index, key_index))
+    return [end for end in ends if end]
+
+
+def _packs_queries(case: Case) -> bool:
+    return bool(case.lengths) and case.operation != "decode"
+
+
+def _index(case: Case, b: int, start: int, first: int, last: int, *, packed: bool) -> Index:
+    if packed:
+        return slice(0, 1), slice(start + first, start + last)
+    return slice(b, b + 1), slice(first, last)
+
+
+def _sample(counts: Sequence[int]) -> list[int]:
+    """The first and the last sequence, the shortest and the longest."""
+    order = sorted(range(len(counts)), key=lambda b: counts[b])
+    return sorted({0, len(counts) - 1, order[0], order[-1]})[:SEQUENCES]
 
 
 def gradients(
@@ -84,15 +195,6 @@ def gradients(
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     out = attend(leaves[0], leaves[1], leaves[2], causal)
     return list(torch.autograd.grad(out, leaves, grad_out))
-
-
-def _seen_by(
-    case: Case, tensors: Sequence[Tensor], block: tuple[int, int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The block's queries with the keys they can see: all, or those up to the last query."""
-    q, k, v = tensors
-    keys = block[1] if case.masked else case.seqlen
-    return q[:, block[0] : block[1]], k[:, :keys], v[:, :keys]
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
@@ -121,14 +223,6 @@ def _plain(order: Tensor, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tens
         scores = scores.masked_fill(~visible.tril(offset)[:, order], float("-inf"))
     out: Tensor = scores.softmax(-1) @ v
     return out.transpose(1, 2)
-
-
-def _ratio(ours: Tensor, plain: Sequence[Tensor], exact: Tensor, factor: float) -> float:
-    if not bool(ours.isfinite().all()):
-        return float("inf")
-    rounding = torch.finfo(ours.dtype).eps * float(exact.abs().max())
-    allowed = factor * max(_error(one, exact) for one in plain) + rounding
-    return _error(ours, exact) / allowed
 
 
 def _error(found: Tensor, exact: Tensor) -> float:

@@ -1,14 +1,13 @@
-"""Results as a table, as JSON, and as a picture."""
+"""Results as tables and as JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 from portattn.cli.bench.run import Result
 
+RATIO_COLUMNS = ("case", "ours", "best other", "ratio")
 COLUMNS = ("peer", "median ms", "quartiles ms", "TFLOP/s", "K+V GB/s", "error", "note")
 
 
@@ -22,29 +21,32 @@ def tables(results: Sequence[Result]) -> dict[str, list[tuple[str, ...]]]:
 
 def document(results: Sequence[Result], record: Mapping[str, object]) -> dict[str, object]:
     """What is written to a file: the record of the run, then every result."""
-    return {**record, "results": [_entry(result) for result in results]}
+    return {**record, "ratios": ratios(results), "results": [_entry(result) for result in results]}
 
 
-def plot(results: Sequence[Result], title: str, file: Path) -> None:
-    """Draw the rate of every peer over the cases; needs matplotlib."""
-    # The object interface: pyplot would look for a display.
-    from matplotlib.figure import Figure
+def ratios(results: Sequence[Result]) -> list[tuple[str, ...]]:
+    """For every case: portattn's best, the best other, and how many times faster ours is."""
+    rows: list[tuple[str, ...]] = []
+    for case in dict.fromkeys(result.case for result in results):
+        timed = [one for one in results if one.case == case and one.timing is not None]
+        ours = _fastest([one for one in timed if one.peer.startswith("portattn")])
+        theirs = _fastest([one for one in timed if not one.peer.startswith("portattn")])
+        if ours is None or theirs is None:
+            continue
+        assert ours.timing is not None and theirs.timing is not None
+        ratio = theirs.timing.median / ours.timing.median
+        rows.append((str(case), _named(ours), _named(theirs), f"{ratio:.3f}"))
+    return rows
 
-    cases = list(dict.fromkeys(str(result.case) for result in results))
-    peers = list(dict.fromkeys(result.peer for result in results))
-    figure = Figure(figsize=(max(6.0, 1.5 * len(cases)), 5.0), layout="constrained")
-    axes: Any = figure.subplots()
-    width = 0.8 / len(peers)
-    for index, peer in enumerate(peers):
-        rates = {str(result.case): result.tflops for result in results if result.peer == peer}
-        places = [place + index * width for place in range(len(cases))]
-        axes.bar(places, [rates.get(case) or 0.0 for case in cases], width, label=peer)
-    centre = 0.4 - width / 2
-    axes.set_xticks([place + centre for place in range(len(cases))], cases, rotation=30, ha="right")
-    axes.set_ylabel("TFLOP/s, median")
-    axes.set_title(title)
-    axes.legend()
-    figure.savefig(file, dpi=150)
+
+def _fastest(results: Sequence[Result]) -> Result | None:
+    timed = [(one.timing.median, index) for index, one in enumerate(results) if one.timing]
+    return results[min(timed)[1]] if timed else None
+
+
+def _named(result: Result) -> str:
+    assert result.timing is not None
+    return f"{result.peer} {result.timing.median * 1e6:.1f} us"
 
 
 def _row(result: Result) -> tuple[str, ...]:
@@ -56,7 +58,7 @@ def _row(result: Result) -> tuple[str, ...]:
         "" if result.tflops is None else f"{result.tflops:.3g}",
         "" if result.kv_gbs is None else f"{result.kv_gbs:.3g}",
         "" if result.error_ratio is None else f"{result.error_ratio:.2f}",
-        result.reason or "",
+        result.reason or result.kernel or "",
     )
 
 
@@ -70,4 +72,5 @@ def _entry(result: Result) -> dict[str, object]:
         "kv_gbs": result.kv_gbs,
         "error_over_allowed": result.error_ratio,
         "reason": result.reason,
+        "kernel": result.kernel,
     }
