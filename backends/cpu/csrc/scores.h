@@ -1,0 +1,181 @@
+/* Scores of one tile, keys down and query rows across, in the order that defines them.
+ *
+ * s [keys][LANES] holds products of one block of rows: lane x is row first + x of a kv head, and row
+ * r is query r / group of head r % group within the group, so that neighbours share their keys.
+ */
+
+/* One block of LANES rows against the keys of one sequence and kv head. */
+typedef struct {
+    const pa_forward_args *f;
+    const pa_sequence *sequence;
+    int64_t b, kv_head, group, first, rows; /* rows: how many lanes are real */
+} block;
+
+static inline int64_t query_of(const block *w, int64_t lane) { return (w->first + lane) / w->group; }
+
+static inline int64_t head_of(const block *w, int64_t lane) {
+    return w->kv_head * w->group + (w->first + lane) % w->group;
+}
+
+/* The keys that the window shows to query i: [from, to). */
+static inline void window_of(const block *w, int64_t i, int64_t *from, int64_t *to) {
+    int64_t keys = w->sequence->seqlen_k, place = i + keys - w->sequence->seqlen_q;
+    *from = w->f->left < 0 || place - w->f->left < 0 ? 0 : place - w->f->left;
+    *to = w->f->right < 0 || place + w->f->right >= keys ? keys : place + w->f->right + 1;
+    if (*to < *from) *to = *from;
+}
+
+static inline int64_t bias_at(const int64_t *stride, int64_t b, int64_t head, int64_t i) {
+    return b * stride[0] + head * stride[1] + i * stride[2];
+}
+
+/* The definition of visible, for the rare places that ask key by key. */
+static int is_visible(const block *w, int64_t lane, int64_t key) {
+    const pa_forward_args *f = w->f;
+    int64_t from, to, i = query_of(w, lane), head = head_of(w, lane);
+    window_of(w, i, &from, &to);
+    if (key < from || key >= to) return 0;
+    if (f->mask && !f->mask[bias_at(f->mask_stride, w->b, head, i) + key * f->mask_stride[3]])
+        return 0;
+    return !f->bias || element(f->bias, f->bias_dtype, bias_at(f->bias_stride, w->b, head, i)
+                                                           + key * f->bias_stride[3])
+                           != -INFINITY;
+}
+
+/* -inf where the window hides key first_key + j from a lane, for j in [from, to). */
+static void hide_by_window(const block *w, float *s, int64_t first_key, int64_t from, int64_t to) {
+    int64_t left, right, ignored;
+    window_of(w, query_of(w, w->rows - 1), &left, &ignored);
+    window_of(w, query_of(w, 0), &ignored, &right);
+    if (w->rows == LANES && left <= first_key + from && right >= first_key + to) return;
+    float low[LANES], high[LANES], all_low = -1.0f, all_high = (float)to;
+    for (int64_t x = 0; x < LANES; x++) {
+        int64_t first = to, last = from; /* a lane without a row sees nothing */
+        if (x < w->rows) {
+            window_of(w, query_of(w, x), &first, &last);
+            first -= first_key;
+            last -= first_key;
+        }
+        low[x] = (float)(first < from ? from : first > to ? to : first);
+        high[x] = (float)(last < from ? from : last > to ? to : last);
+        if (low[x] > all_low) all_low = low[x];
+        if (high[x] < all_high) all_high = high[x];
+    }
+    const vf hidden = v_set1(-INFINITY);
+    for (int64_t j = from; j < to; j++) {
+        if ((float)j >= all_low && (float)j < all_high) continue;
+        const vf key = v_set1((float)j);
+        for (int64_t x = 0; x < LANES; x += VW) {
+            vf value = v_load(s + j * LANES + x);
+            value = v_select_lt(key, v_load(low + x), hidden, value);
+            value = v_select_lt(key, v_load(high + x), value, hidden);
+            v_store(s + j * LANES + x, value);
+        }
+    }
+}
+
+/* Scale and softcap; where slopes keeps 1 - tanh^2 for the backward. */
+static void scale_and_cap(const pa_forward_args *f, float *s, float *slope, int64_t from,
+                          int64_t to) {
+    const vf scale = v_set1((float)f->softmax_scale), cap = v_set1((float)f->softcap);
+    const vf inverse = v_set1((float)(f->softmax_scale / (f->softcap ? f->softcap : 1.0)));
+    for (int64_t at = from * LANES; at < to * LANES; at += VW) {
+        vf value = v_load(s + at);
+        if (f->softcap != 0.0) {
+            vf bent = v_tanh(v_mul(value, inverse));
+            if (slope) v_store(slope + at, v_sub(v_set1(1.0f), v_mul(bent, bent)));
+            v_store(s + at, v_mul(bent, cap));
+        } else {
+            v_store(s + at, v_mul(value, scale));
+        }
+    }
+}
+
+static void add_alibi(const block *w, float *s, int64_t first_key, int64_t from, int64_t to) {
+    float slope[LANES] = {0}, place[LANES] = {0};
+    const float *slopes = w->f->slopes + w->b * w->f->slopes_batch;
+    for (int64_t x = 0; x < w->rows; x++) {
+        slope[x] = -slopes[head_of(w, x)];
+        place[x] = (float)(query_of(w, x) + w->sequence->seqlen_k - w->sequence->seqlen_q
+                           - first_key);
+    }
+    for (int64_t j = from; j < to; j++)
+        for (int64_t x = 0; x < LANES; x += VW) {
+            vf distance = v_abs(v_sub(v_set1((float)j), v_load(place + x)));
+            float *at = s + j * LANES + x;
+            v_store(at, v_fma(v_load(slope + x), distance, v_load(at)));
+        }
+}
+
+static void add_bias_and_mask(const block *w, float *s, int64_t first_key, int64_t from,
+                              int64_t to) {
+    const pa_forward_args *f = w->f;
+    for (int64_t x = 0; x < w->rows; x++) {
+        int64_t i = query_of(w, x), head = head_of(w, x);
+        int64_t bias = bias_at(f->bias_stride, w->b, head, i);
+        int64_t mask = bias_at(f->mask_stride, w->b, head, i);
+        for (int64_t j = from; j < to; j++) {
+            float *at = s + j * LANES + x, added = 0.0f;
+            if (f->bias) added = element(f->bias, f->bias_dtype,
+                                         bias + (first_key + j) * f->bias_stride[3]);
+            int hidden = f->mask && !f->mask[mask + (first_key + j) * f->mask_stride[3]];
+            *at = hidden || added == -INFINITY ? -INFINITY : *at + added;
+        }
+    }
+}
+
+/* Whether products need more than a multiplication by softmax_scale log2(e) > 0 in the exponent. */
+static inline int has_features(const pa_forward_args *f) {
+    return f->softcap != 0.0 || f->slopes || f->bias || !(f->softmax_scale > 0.0);
+}
+
+/* Scores from products; returns what they are to be multiplied by to be powers of two. */
+static float finish_scores(const block *w, float *s, float *slope, int64_t first_key, int64_t from,
+                           int64_t to) {
+    const pa_forward_args *f = w->f;
+    const int features = has_features(f);
+    if (features) scale_and_cap(f, s, slope, from, to);
+    if (f->slopes) add_alibi(w, s, first_key, from, to);
+    if (f->bias || f->mask) add_bias_and_mask(w, s, first_key, from, to);
+    hide_by_window(w, s, first_key, from, to);
+    return (float)(features ? LOG2_E : LOG2_E * f->softmax_scale);
+}
+
+/* keep[x] of key j: 0 or 1 / (1 - p), by Philox4x32-10 (backends/common/philox.py). */
+static void keep_lanes(const block *w, int64_t key, float *keep) {
+    const pa_forward_args *f = w->f;
+    const float kept = (float)(1.0 / (1.0 - f->dropout_p));
+    uint32_t c0[LANES], c1[LANES], c2[LANES], c3[LANES];
+    uint32_t k0 = (uint32_t)f->seed, k1 = (uint32_t)(f->seed >> 32);
+    for (int64_t x = 0; x < LANES; x++) {
+        c0[x] = (uint32_t)key;
+        c1[x] = (uint32_t)query_of(w, x);
+        c2[x] = (uint32_t)(w->b * f->heads + head_of(w, x));
+        c3[x] = (uint32_t)f->dropout_offset;
+    }
+    for (int round = 0; round < 10; round++) {
+        for (int64_t x = 0; x < LANES; x++) {
+            uint64_t even = (uint64_t)0xD2511F53u * c0[x], odd = (uint64_t)0xCD9E8D57u * c2[x];
+            c0[x] = (uint32_t)(odd >> 32) ^ c1[x] ^ k0;
+            c1[x] = (uint32_t)odd;
+            c2[x] = (uint32_t)(even >> 32) ^ c3[x] ^ k1;
+            c3[x] = (uint32_t)even;
+        }
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    for (int64_t x = 0; x < LANES; x++)
+        keep[x] = (double)(c0[x] >> 8) * 0x1p-24 >= f->dropout_p ? kept : 0.0f;
+}
+
+/* Drop weights p [keys][LANES] of keys [from, to). */
+static void drop(const block *w, float *p, int64_t first_key, int64_t from, int64_t to) {
+    float keep[LANES];
+    for (int64_t j = from; j < to; j++) {
+        keep_lanes(w, first_key + j, keep);
+        for (int64_t x = 0; x < LANES; x += VW) {
+            float *at = p + j * LANES + x;
+            v_store(at, v_mul(v_load(at), v_load(keep + x)));
+        }
+    }
+}
