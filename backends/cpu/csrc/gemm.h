@@ -14,8 +14,6 @@
 #define ROWS_BY_3 4
 #endif
 
-#define UNROLL _Pragma("GCC unroll 16")
-
 typedef struct {
     const float *a, *b;
     float *c;
@@ -53,7 +51,7 @@ static __attribute__((noinline)) void multiply_panel(const product *t, const flo
     multiply(t, decay, 1, ROWS_BY_2, 2);
 }
 
-/* c += a b: ROWS_BY_3 rows... of PANEL columns, for row counts that ROWS_BY_2 doesn't divide. */
+/* c += a b: ROWS_BY_2 rows, PANEL columns. */
 static __attribute__((noinline)) void add_panel(const product *t) {
-    multiply(t, NULL, 1, ROWS_BY_3, 2);
+    multiply(t, NULL, 1, ROWS_BY_2, 2);
 }

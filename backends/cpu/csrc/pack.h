@@ -7,6 +7,8 @@
 #define LANES (LANE_VECTORS * VW)
 #define PANEL (2 * VW)
 
+#define UNROLL _Pragma("GCC unroll 16")
+
 static inline int64_t round_up(int64_t n, int64_t multiple) {
     return (n + multiple - 1) / multiple * multiple;
 }

@@ -39,15 +39,21 @@ typedef struct {
     int64_t block_m, block_n; /* rows and keys per tile */
 } pa_forward_args;
 
-/* grad_out, delta = grad_out . out - grad_lse and lse are addressed as out and lse of `f`. */
+/* What the backward adds to the arguments of its forward, whose out it doesn't read.
+ *
+ * delta = grad_out . out - grad_lse, addressed as lse is. dq, dk, dv have the dtypes of q, k and v,
+ * contiguous rows, and one sequence per entry of `gradients` (q, k and v: offsets in dq, dk, dv).
+ */
 typedef struct {
-    pa_forward_args f;
+    const pa_forward_args *f;
     const void *grad_out;
-    int64_t g_row, g_head, g_dim;
     const float *delta;
-    void *dq, *dk, *dv; /* laid out as q, k and v are, in their dtypes */
-    int64_t dq_row, dq_head, dk_row, dk_head, dv_row, dv_head;
-    const pa_sequence *gradients; /* q, k and v offsets within dq, dk and dv */
+    void *dq, *dk, *dv;
+    int64_t g_row, g_head, g_dim, dq_row, dq_head, dk_row, dk_head, dv_row, dv_head;
+    const pa_sequence *gradients; /* out: offset in grad_out */
+    int64_t splits; /* parts of the keys that sum dq on their own */
+    float *dq_parts; /* sequence by sequence: [kv_heads][splits][padded rows][columns of q] */
+    const int64_t *dq_part; /* [batch] offsets in dq_parts */
 } pa_backward_args;
 
 #endif
