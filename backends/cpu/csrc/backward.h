@@ -97,8 +97,8 @@ static inline float *dq_part(const pa_backward_args *a, const block *w, int64_t 
 }
 
 /* Every splits-th chunk of keys of one kv head of one sequence. Returns whether all was finite. */
-int64_t ISA_NAME(backward_unit)(const pa_backward_args *a, int64_t b, int64_t kv_head,
-                                int64_t split, float *memory) {
+static int64_t backward_unit(const pa_backward_args *a, int64_t b, int64_t kv_head, int64_t split,
+                             float *memory) {
     const pa_forward_args *f = a->f;
     backward_tiles t;
     block w = {f, f->sequences + b, b, kv_head, f->heads / f->kv_heads, 0, 0};
@@ -125,8 +125,8 @@ int64_t ISA_NAME(backward_unit)(const pa_backward_args *a, int64_t b, int64_t kv
 }
 
 /* dq of the rows [first, first + count) of one kv head: the sum of its parts, in order. */
-void ISA_NAME(backward_sum)(const pa_backward_args *a, int64_t b, int64_t kv_head, int64_t first,
-                            int64_t count) {
+static void backward_sum(const pa_backward_args *a, int64_t b, int64_t kv_head, int64_t first,
+                         int64_t count) {
     const pa_forward_args *f = a->f;
     const block w = {f, f->sequences + b, b, kv_head, f->heads / f->kv_heads, 0, 0};
     const int64_t columns = round_up(f->head_dim, PANEL);
@@ -141,9 +141,11 @@ void ISA_NAME(backward_sum)(const pa_backward_args *a, int64_t b, int64_t kv_hea
     }
 }
 
-int64_t ISA_NAME(backward_floats)(const pa_forward_args *f) {
+static int64_t backward_floats(const pa_forward_args *f) {
     backward_tiles t;
     return lay_out_backward(f, NULL, &t);
 }
 
-int64_t ISA_NAME(backward_columns)(const pa_forward_args *f) { return round_up(f->head_dim, PANEL); }
+static int64_t backward_columns(const pa_forward_args *f) {
+    return round_up(f->head_dim, PANEL);
+}

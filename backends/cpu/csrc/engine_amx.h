@@ -8,6 +8,7 @@
 
 /* Decaying acc is a pass over memory here: rare, when maxima may rise by 2^8 before it happens. */
 #define HEADROOM 8.0f
+#define BLOCK_N 256
 #define TILE 512 /* elements of a bfloat16 tile */
 
 typedef struct {

@@ -4,6 +4,7 @@
  */
 
 #define HEADROOM 0.0f
+#define BLOCK_N 128
 
 typedef struct {
     float *q;          /* [blocks][head_dim][LANES] */

@@ -87,8 +87,8 @@ static inline block block_of(const block *w, int64_t first, int64_t rows, int64_
 }
 
 /* Rows [first, first + rows) of one kv head of one sequence. */
-void ISA_NAME(forward_unit)(const pa_forward_args *f, int64_t b, int64_t kv_head, int64_t first,
-                            int64_t rows, float *memory) {
+static void forward_unit(const pa_forward_args *f, int64_t b, int64_t kv_head, int64_t first,
+                         int64_t rows, float *memory) {
     forward_tiles t;
     const block w = {f, f->sequences + b, b, kv_head, f->heads / f->kv_heads, first, rows};
     const int64_t padded = round_up(rows, LANES);
@@ -118,9 +118,7 @@ void ISA_NAME(forward_unit)(const pa_forward_args *f, int64_t b, int64_t kv_head
     engine_stop();
 }
 
-int64_t ISA_NAME(forward_floats)(const pa_forward_args *f) {
+static int64_t forward_floats(const pa_forward_args *f) {
     forward_tiles t;
     return lay_out(f, NULL, &t);
 }
-
-int64_t ISA_NAME(forward_lanes)(void) { return LANES; }

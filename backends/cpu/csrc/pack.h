@@ -1,9 +1,6 @@
 /* Rows of any dtype and stride as float32, and as the panels that gemm.h multiplies. */
 
 /* Rows of queries side by side in one block, in vectors: the lanes of every score. */
-#ifndef LANE_VECTORS
-#define LANE_VECTORS 3
-#endif
 #define LANES (LANE_VECTORS * VW)
 #define PANEL (2 * VW)
 

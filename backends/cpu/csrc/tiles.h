@@ -56,4 +56,20 @@ typedef struct {
     const int64_t *dq_part; /* [batch] offsets in dq_parts */
 } pa_backward_args;
 
+/* The tiles of one instruction set. Units are independent of each other and of who runs them. */
+typedef struct {
+    int64_t lanes;      /* rows per block */
+    int64_t block_n;    /* keys per tile unless asked otherwise */
+    int64_t chunk_keys; /* keys that one unit of the backward holds */
+    int64_t (*forward_floats)(const pa_forward_args *f); /* memory of one unit */
+    void (*forward_unit)(const pa_forward_args *f, int64_t b, int64_t kv_head, int64_t first,
+                         int64_t rows, float *memory);
+    int64_t (*backward_floats)(const pa_forward_args *f);
+    int64_t (*backward_columns)(const pa_forward_args *f); /* of a row of dq_parts */
+    int64_t (*backward_unit)(const pa_backward_args *a, int64_t b, int64_t kv_head, int64_t split,
+                             float *memory);
+    void (*backward_sum)(const pa_backward_args *a, int64_t b, int64_t kv_head, int64_t first,
+                         int64_t count);
+} pa_tiles;
+
 #endif
