@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "vec.h"
+#include "vec_f32.h"
 
 #include "tiles.h"
 
