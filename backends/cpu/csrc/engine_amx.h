@@ -43,6 +43,9 @@ static int64_t lay_out(const pa_forward_args *f, float *memory, forward_tiles *t
     return at - memory + round_up(f->block_n, 4) / 4;
 }
 
+/* The compiler doesn't know that tile instructions read memory: whatever they read is stored first. */
+static inline void tiles_read_memory(void) { __asm__ volatile("" ::: "memory"); }
+
 static void engine_start(void) {
     struct {
         uint8_t palette, start, reserved[14];
@@ -50,6 +53,7 @@ static void engine_start(void) {
         uint8_t rows[16];
     } __attribute__((aligned(64))) shape = {.palette = 1};
     for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = 16;
+    __asm__ volatile("" : : "r"(&shape) : "memory");
     _tile_loadconfig(&shape);
 }
 
@@ -183,6 +187,7 @@ typedef struct {
 /* c [32][32] = (c or 0) + the sum over steps of a [32][32] b, c's rows c_row floats apart. */
 static inline void multiply_tiles(const tile_product *t, float *c, int64_t c_row, int add) {
     const int64_t bytes = c_row * 4;
+    tiles_read_memory();
     if (add) {
         _tile_loadd(0, c, bytes);
         _tile_loadd(1, c + 16, bytes);
