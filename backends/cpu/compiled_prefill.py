@@ -11,7 +11,6 @@ from portattn.backends.common.definition import empty_result
 from portattn.backends.cpu.prefill_arguments import (
     DTYPES,
     BackwardArguments,
-    delta_of,
     forward_call,
     sequence_table,
     sink_gradient,
@@ -68,13 +67,13 @@ def prefill_backward(
     a call is the torch path's. Raises MemoryError when the sums can't be allocated.
     """
     lse, out = lse.contiguous(), out.contiguous()
-    delta = delta_of(grad_out, out, grad_lse)
     call = forward_call(tensors, problem, out, lse, 0)
     new = torch.zeros if problem.layout == "varlen" else torch.empty
     dq, dk, dv = (new(x.shape, dtype=x.dtype) for x in (tensors.q, tensors.k, tensors.v))
     a = BackwardArguments(f=ctypes.pointer(call.arguments))
-    for name, tensor in (("grad_out", grad_out), ("delta", delta)):
-        setattr(a, name, call.keep(tensor))
+    a.grad_out = call.keep(grad_out)
+    if grad_lse is not None:
+        a.grad_lse = call.keep(grad_lse.float().contiguous())
     a.g_row, a.g_head, a.g_dim = grad_out.stride()[-3:]
     for name, tensor in (("dq", dq), ("dk", dk), ("dv", dv)):
         setattr(a, name, call.keep(tensor))
@@ -84,7 +83,9 @@ def prefill_backward(
     if _run(library, "pa_prefill_backward", a, _tiles(tensors), threads) == _NOT_FINITE:
         return None
     sinks = tensors.sinks
-    dsinks = None if sinks is None else sink_gradient(sinks, lse, delta)
+    if sinks is None:
+        return Gradients(dq, dk, dv)
+    dsinks = sink_gradient(sinks, lse, out, grad_out, grad_lse)
     return Gradients(dq, dk, dv, None, dsinks)
 
 

@@ -53,7 +53,7 @@ class BackwardArguments(ctypes.Structure):
 
     _fields_ = [  # type: ignore[assignment]  # noqa: RUF012
         ("f", ctypes.POINTER(ForwardArguments)),
-        *_fields(_POINTER, "grad_out delta dq dk dv"),
+        *_fields(_POINTER, "grad_out grad_lse dq dk dv"),
         *_fields(_INT, "g_row g_head g_dim dq_row dq_head dk_row dk_head dv_row dv_head"),
         ("gradients", _POINTER),
         ("splits", _INT),
@@ -181,18 +181,14 @@ def _broadcast_strides(tensor: Tensor) -> ctypes.Array[ctypes.c_int64]:
     return _INTS4(*(0 if size == 1 else stride for size, stride in pairs))
 
 
-def delta_of(grad_out: Tensor, out: Tensor, grad_lse: Tensor | None) -> Tensor:
-    """sum_d grad_out out - grad_lse, float32 and contiguous, shaped like lse."""
-    delta = (grad_out.float() * out.float()).sum(-1).transpose(-1, -2)
+def sink_gradient(
+    sinks: Tensor, lse: Tensor, out: Tensor, grad_out: Tensor, grad_lse: Tensor | None
+) -> Tensor:
+    """The sink carries no value: its score's gradient is -p_sink delta, summed over rows."""
+    delta = (grad_out.double() * out.double()).sum(-1).transpose(-1, -2)
     if grad_lse is not None:
         delta = delta - grad_lse
-    return delta.contiguous()
-
-
-def sink_gradient(sinks: Tensor, lse: Tensor, delta: Tensor) -> Tensor:
-    """The sink carries no value: its score's gradient is -p_sink delta, summed over rows."""
-    shape = (-1, 1)
-    p_sink = (sinks.double().view(shape) - lse.double()).exp()
+    p_sink = (sinks.double()[:, None] - lse.double()).exp()
     terms = (p_sink * delta).masked_fill(lse == -math.inf, 0.0)
     dims = [d for d in range(terms.dim()) if d != terms.dim() - 2]
     return -terms.sum(dims).to(sinks.dtype)

@@ -35,6 +35,23 @@ static void differentiate(const block *w, backward_tiles *t, float factor, int64
     }
 }
 
+/* grad_out . out of lane x. */
+static float dot_of_row(const pa_backward_args *a, const block *w, backward_tiles *t, int64_t x) {
+    const pa_forward_args *f = a->f;
+    const int64_t i = query_of(w, x), head = head_of(w, x), columns = round_up(f->head_dim_v, VW);
+    float *g = t->row, *out = t->row + columns, lanes[VW], sum = 0.0f;
+    load_row(g, a->grad_out, f->dtype, a->gradients[w->b].out + i * a->g_row + head * a->g_head,
+             a->g_dim, f->head_dim_v);
+    load_row(out, f->out, f->dtype, w->sequence->out + i * f->out_row + head * f->out_head, 1,
+             f->head_dim_v);
+    for (int64_t d = f->head_dim_v; d < columns; d++) g[d] = out[d] = 0.0f;
+    vf total = v_set1(0.0f);
+    for (int64_t d = 0; d < columns; d += VW) total = v_fma(v_load(g + d), v_load(out + d), total);
+    v_store(lanes, total);
+    for (int64_t n = 0; n < VW; n++) sum += lanes[n];
+    return sum;
+}
+
 /* lse in powers of two and delta of a block; rows that see nothing get an lse that hides all. */
 static void load_row_values(const pa_backward_args *a, const block *w, backward_tiles *t) {
     for (int64_t x = 0; x < LANES; x++) {
@@ -43,8 +60,9 @@ static void load_row_values(const pa_backward_args *a, const block *w, backward_
         if (x >= w->rows) continue;
         const int64_t at = w->sequence->lse + head_of(w, x) * a->f->lse_head + query_of(w, x);
         const float lse = a->f->lse[at];
-        if (lse != -INFINITY) t->lse[x] = (float)(lse * LOG2_E);
-        t->delta[x] = a->delta[at];
+        if (lse == -INFINITY) continue;
+        t->lse[x] = (float)(lse * LOG2_E);
+        t->delta[x] = dot_of_row(a, w, t, x) - (a->grad_lse ? a->grad_lse[at] : 0.0f);
     }
 }
 

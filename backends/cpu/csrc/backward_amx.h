@@ -19,6 +19,7 @@ typedef struct {
     float *dk, *dv, *dq_turned; /* [CHUNK_KEYS][columns]; [columns_q][LANES] */
     float *s, *dp, *slope;      /* [TILE_KEYS][LANES] */
     float *lse, *delta;         /* [LANES] */
+    float *row;                 /* one row of grad_out and of out */
     int64_t columns_q, columns_v;
     int64_t slot, low, high;    /* blocks kept, and the keys [low, high) that they saw */
     int finite;
@@ -33,6 +34,7 @@ static int64_t lay_out_backward(const pa_forward_args *f, float *memory, backwar
     t->slope = at, at += TILE_KEYS * LANES;
     t->lse = at, at += LANES;
     t->delta = at, at += LANES;
+    t->row = at, at += 2 * cv;
     t->dk = at, at += CHUNK_KEYS * cq;
     t->dv = at, at += CHUNK_KEYS * cv;
     t->dq_turned = at, at += LANES * cq;

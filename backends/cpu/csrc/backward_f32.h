@@ -12,7 +12,7 @@ typedef struct {
     float *q_panels, *g_panels; /* [panels][LANES][PANEL] */
     float *s, *dp, *slope;      /* [TILE_KEYS][LANES] */
     float *lse, *delta;  /* [LANES] */
-    float *row;
+    float *row;          /* one row of q, k or v, or of grad_out and out */
     int64_t columns_q, columns_v;
     int finite;          /* whether all that was packed is */
 } backward_tiles;
@@ -26,7 +26,7 @@ static int64_t lay_out_backward(const pa_forward_args *f, float *memory, backwar
     t->slope = at, at += TILE_KEYS * LANES;
     t->lse = at, at += LANES;
     t->delta = at, at += LANES;
-    t->row = at, at += cq > cv ? cq : cv;
+    t->row = at, at += cq > 2 * cv ? cq : 2 * cv;
     t->k_panels = at, at += CHUNK_KEYS * cq;
     t->dk = at, at += CHUNK_KEYS * cq;
     t->dv = at, at += CHUNK_KEYS * cv;

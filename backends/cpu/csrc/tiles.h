@@ -39,18 +39,18 @@ typedef struct {
     int64_t block_m, block_n; /* rows and keys per tile */
 } pa_forward_args;
 
-/* What the backward adds to the arguments of its forward, whose out it doesn't read.
+/* What the backward adds to the arguments of its forward, whose out and lse it reads.
  *
- * delta = grad_out . out - grad_lse, addressed as lse is. dq, dk, dv have the dtypes of q, k and v,
- * contiguous rows, and one sequence per entry of `gradients` (q, k and v: offsets in dq, dk, dv).
+ * grad_lse is addressed as lse is, or NULL. dq, dk, dv have the dtypes of q, k and v, contiguous
+ * rows, and one sequence per entry of `gradients` (q, k, v: offsets in dq, dk, dv; out: in grad_out).
  */
 typedef struct {
     const pa_forward_args *f;
     const void *grad_out;
-    const float *delta;
+    const float *grad_lse;
     void *dq, *dk, *dv;
     int64_t g_row, g_head, g_dim, dq_row, dq_head, dk_row, dk_head, dv_row, dv_head;
-    const pa_sequence *gradients; /* out: offset in grad_out */
+    const pa_sequence *gradients;
     int64_t splits; /* parts of the keys that sum dq on their own */
     float *dq_parts; /* sequence by sequence: [kv_heads][splits][padded rows][columns of q] */
     const int64_t *dq_part; /* [batch] offsets in dq_parts */
