@@ -6,6 +6,8 @@ import ctypes
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,14 +22,14 @@ _POINTER = ctypes.c_void_p
 _INTS4 = ctypes.c_int64 * 4
 
 
-def _fields(kind: object, names: str) -> list[tuple[str, object]]:
+def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
     return [(name, kind) for name in names.split()]
 
 
 class ForwardArguments(ctypes.Structure):
     """pa_forward_args."""
 
-    _fields_ = [  # type: ignore[assignment]  # noqa: RUF012
+    _fields_ = [
         *_fields(_POINTER, "q k v out lse"),
         *_fields(_INT, "q_row q_head q_dim k_row k_head k_dim v_row v_head v_dim"),
         *_fields(_INT, "out_row out_head lse_head dtype kv_dtype"),
@@ -51,7 +53,7 @@ class ForwardArguments(ctypes.Structure):
 class BackwardArguments(ctypes.Structure):
     """pa_backward_args."""
 
-    _fields_ = [  # type: ignore[assignment]  # noqa: RUF012
+    _fields_ = [
         ("f", ctypes.POINTER(ForwardArguments)),
         *_fields(_POINTER, "grad_out grad_lse dq dk dv"),
         *_fields(_INT, "g_row g_head g_dim dq_row dq_head dk_row dk_head dv_row dv_head"),
@@ -141,7 +143,7 @@ def _spans(
         q = [(b, 0, tensors.q.shape[1]) for b in range(batch)]
     else:
         starts = tensors.cu_seqlens_q.tolist()
-        q = [(0, a, b - a) for a, b in zip(starts, starts[1:], strict=False)]
+        q = [(0, a, b - a) for a, b in pairwise(starts)]
     if tensors.seqused_k is not None:
         firsts = [0] * batch if tensors.leftpad_k is None else tensors.leftpad_k.tolist()
         rows = tensors.cache_batch_idx
@@ -152,7 +154,7 @@ def _spans(
         assert tensors.cu_seqlens_k is not None
         starts = tensors.cu_seqlens_k.tolist()
         first: Callable[[int], int] = (lambda a: 0) if problem.page_size else (lambda a: a)
-        k = [(0, first(a), b - a) for a, b in zip(starts, starts[1:], strict=False)]
+        k = [(0, first(a), b - a) for a, b in pairwise(starts)]
     return [(*left, *right) for left, right in zip(q, k, strict=True)]
 
 
