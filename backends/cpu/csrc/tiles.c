@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "vec_f32.h"
+#include "vec.h"
 
 #include "tiles.h"
 
@@ -12,7 +12,9 @@
 #else
 #define LANE_VECTORS 3
 #endif
+#include "elements.h"
 #include "pack.h"
+#include "visible.h"
 #include "scores.h"
 #include "keys.h"
 #ifdef PA_AMX

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-enum { PA_F32 = 0, PA_BF16 = 1, PA_F16 = 2 };
+enum { PA_F32 = 0, PA_BF16 = 1, PA_F16 = 2, PA_I8 = 3 };
 
 /* One sequence: offsets of its first query row and key in elements, and its lengths. */
 typedef struct {
