@@ -435,7 +435,7 @@ static float merge_row(const pa_forward_args *f, const pa_partial *from, int64_t
         const double weight = exp2(from->top[x * stride + r] - base);
         sum += weight * from->sum[x * stride + r];
         const vf share = v_set1((float)weight);
-        for (int64_t d = 0; d < f->head_dim_v; d += VW)
+        for (int64_t d = 0; d < columns; d += VW)
             v_store(row + d, v_fma(share, v_load(acc + d), v_load(row + d)));
     }
     if (f->sinks) sum += exp2(sink - base);

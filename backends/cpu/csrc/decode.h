@@ -30,6 +30,20 @@ static inline int64_t pa_decode_columns(const pa_forward_args *f) {
     return (f->head_dim_v + 31) / 32 * 32;
 }
 
-int pa_decode_run(const pa_forward_args *f, const pa_decoder *decoder, int64_t threads);
+/* Where the sequences of a call lie, as its tensors say it. Strides count elements.
+ *
+ * cu_seqlens_q: queries are packed, else seqlen_q a sequence. first_key and last_key: sequence b has
+ * keys [first_key[b], last_key[b]) of row `row[b]` (0 and b where NULL). cu_seqlens_k: keys are
+ * packed, or on pages counted by it. None of these: seqlen_k a sequence.
+ */
+typedef struct {
+    int64_t q_batch, k_batch, v_batch, out_batch, lse_batch, seqlen_q, seqlen_k;
+    const int32_t *cu_seqlens_q, *cu_seqlens_k, *last_key, *first_key, *row;
+} pa_layout;
+
+/* out and lse of every row, `layout` in place of the arguments' sequences; 0, or -1 when there is no
+ * memory for it. */
+int pa_decode_run(const pa_forward_args *f, const pa_layout *layout, const pa_decoder *decoder,
+                  int64_t threads);
 
 #endif

@@ -97,31 +97,70 @@ static void run_unit(void *context, int64_t unit, int64_t thread) {
     }
 }
 
-/* out and lse of every row; 0, or -1 when there is no memory for it. */
-int pa_decode_run(const pa_forward_args *f, const pa_decoder *decoder, int64_t threads) {
-    int64_t floats, rows, result = -1;
-    job j = {.f = f, .decoder = decoder};
-    const size_t heads = (size_t)(f->batch * f->kv_heads);
-    share *shares = malloc((size_t)f->batch * sizeof(share) + heads * sizeof(atomic_llong) + 1);
-    if (!shares) return -1;
+/* Sequence b as offsets. */
+static pa_sequence sequence_at(const pa_forward_args *f, const pa_layout *l, int64_t b) {
+    const int64_t row = l->row ? l->row[b] : b;
+    pa_sequence s = {.q = b * l->q_batch, .out = b * l->out_batch, .lse = b * l->lse_batch};
+    s.seqlen_q = l->seqlen_q;
+    s.seqlen_k = l->seqlen_k;
+    if (l->cu_seqlens_q) {
+        const int64_t first = l->cu_seqlens_q[b];
+        s.q = first * f->q_row;
+        s.out = first * f->out_row;
+        s.lse = first;
+        s.seqlen_q = l->cu_seqlens_q[b + 1] - first;
+    }
+    int64_t place = 0, base = row;
+    if (l->last_key) {
+        place = l->first_key ? l->first_key[b] : 0;
+        s.seqlen_k = l->last_key[b] - place;
+    } else if (l->cu_seqlens_k) {
+        place = f->block_table ? 0 : l->cu_seqlens_k[b];
+        s.seqlen_k = l->cu_seqlens_k[b + 1] - l->cu_seqlens_k[b];
+        base = 0;
+    }
+    if (s.seqlen_k < 0) s.seqlen_k = 0;
+    s.first_key = place;
+    s.k = base * l->k_batch + place * f->k_row;
+    s.v = base * l->v_batch + place * f->v_row;
+    return s;
+}
+
+static int run_units(job *j, share *shares, int64_t threads) {
+    const pa_forward_args *f = j->f;
+    int64_t floats, rows;
     const int64_t units = cut(f, shares, &floats, &rows);
     if (threads > units) threads = units;
     if (threads < 1) threads = 1;
-    j.shares = shares;
-    j.left = (atomic_llong *)(shares + f->batch);
+    j->shares = shares;
+    j->left = (atomic_llong *)(shares + f->batch);
     for (int64_t b = 0; b < f->batch; b++)
         for (int64_t h = 0; h < f->kv_heads; h++)
-            atomic_init(j.left + b * f->kv_heads + h, shares[b].parts);
-    j.scratch_bytes = (decoder->scratch_bytes(f, rows) + 63) / 64 * 64;
+            atomic_init(j->left + b * f->kv_heads + h, shares[b].parts);
+    j->scratch_bytes = (j->decoder->scratch_bytes(f, rows) + 63) / 64 * 64;
     const size_t result_bytes = ((size_t)floats * sizeof(float) + 63) / 64 * 64;
-    char *memory = aligned_alloc(64, result_bytes + (size_t)(threads * j.scratch_bytes) + 64);
-    if (memory) {
-        j.results = (float *)memory;
-        j.scratch = memory + result_bytes;
-        pa_pool_run(run_unit, &j, units, threads);
-        result = 0;
-    }
+    char *memory = aligned_alloc(64, result_bytes + (size_t)(threads * j->scratch_bytes) + 64);
+    if (!memory) return -1;
+    j->results = (float *)memory;
+    j->scratch = memory + result_bytes;
+    pa_pool_run(run_unit, j, units, threads);
     free(memory);
+    return 0;
+}
+
+int pa_decode_run(const pa_forward_args *args, const pa_layout *layout, const pa_decoder *decoder,
+                  int64_t threads) {
+    pa_forward_args f = *args;
+    job j = {.f = &f, .decoder = decoder};
+    const size_t batch = (size_t)f.batch, heads = batch * (size_t)f.kv_heads;
+    const size_t bytes = batch * (sizeof(share) + sizeof(pa_sequence)) + heads * sizeof(atomic_llong);
+    if (!heads) return 0;
+    share *shares = malloc(bytes);
+    if (!shares) return -1;
+    pa_sequence *sequences = (pa_sequence *)((char *)shares + bytes - batch * sizeof(pa_sequence));
+    for (int64_t b = 0; b < f.batch; b++) sequences[b] = sequence_at(&f, layout, b);
+    f.sequences = sequences;
+    const int result = run_units(&j, shares, threads);
     free(shares);
-    return (int)result;
+    return result;
 }

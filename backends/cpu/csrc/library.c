@@ -109,10 +109,18 @@ const char *pa_variant_name(int64_t index) { return index < VARIANTS ? variants[
 
 int pa_variant_usable(int64_t index) { return index < VARIANTS && variants[index].usable(); }
 
-int64_t pa_arguments_bytes(void) { return sizeof(pa_forward_args); }
+int64_t pa_decode_args_bytes(void) { return sizeof(pa_decode_args); }
 
-int pa_decode(const pa_forward_args *args, int64_t threads) {
-    return pa_decode_run(args, atomic_load(&chosen)->decoder, threads);
+int64_t pa_interface(void) { return PA_INTERFACE; }
+
+/* No more threads than the caller may run on at once. */
+static int64_t usable(int64_t threads) {
+    const int64_t processors = threads > 1 ? pa_usable_processors() : 1;
+    return threads < processors ? threads : processors;
+}
+
+int pa_decode(const pa_decode_args *args, int64_t threads) {
+    return pa_decode_run(&args->f, &args->layout, atomic_load(&chosen)->decoder, usable(threads));
 }
 
 static const pa_tiles *tiles_for(int64_t bfloat16) {
@@ -121,9 +129,9 @@ static const pa_tiles *tiles_for(int64_t bfloat16) {
 }
 
 int pa_prefill_forward(const pa_forward_args *args, int64_t bfloat16, int64_t threads) {
-    return pa_forward(args, tiles_for(bfloat16), threads);
+    return pa_forward(args, tiles_for(bfloat16), usable(threads));
 }
 
 int pa_prefill_backward(const pa_backward_args *args, int64_t bfloat16, int64_t threads) {
-    return pa_backward(args, tiles_for(bfloat16), threads);
+    return pa_backward(args, tiles_for(bfloat16), usable(threads));
 }

@@ -2,6 +2,7 @@
 #ifndef PORTATTN_LIBRARY_H
 #define PORTATTN_LIBRARY_H
 
+#include "decode.h"
 #include "tiles.h"
 
 /* Grows with every change of a structure or function that callers see. */
@@ -17,11 +18,19 @@ const char *pa_variant(void);
 const char *pa_variant_name(int64_t index);
 int pa_variant_usable(int64_t index);
 
-int64_t pa_arguments_bytes(void);
+int64_t pa_interface(void);
 
-/* out and lse of every row by the kernel for few query rows; block_n is the chunk of keys. There is
- * no dropout in it. -1: out of memory. */
-int pa_decode(const pa_forward_args *args, int64_t threads);
+typedef struct {
+    pa_forward_args f; /* its sequences are ignored */
+    pa_layout layout;
+} pa_decode_args;
+
+/* sizeof(pa_decode_args) */
+int64_t pa_decode_args_bytes(void);
+
+/* out and lse of every row by the kernel for few query rows, which has no dropout; block_n is the
+ * chunk of keys. -1: out of memory. */
+int pa_decode(const pa_decode_args *args, int64_t threads);
 
 /* out and lse of every row in tiles. `bfloat16`: every operand is. -1: out of memory. */
 int pa_prefill_forward(const pa_forward_args *args, int64_t bfloat16, int64_t threads);
