@@ -65,7 +65,14 @@ class _Unit:
 
 
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
-_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+_AVX512 = (
+    *_AVX2,
+    "-mavx512f",
+    "-mavx512bw",
+    "-mavx512dq",
+    "-mavx512vl",
+    "-mprefer-vector-width=512",
+)
 _BF16 = (*_AVX512, "-mavx512bf16")
 _AMX = (*_BF16, "-mamx-tile", "-mamx-bf16", "-DPA_AMX")
 _ANY = tuple(_Unit(name) for name in ("library.c", "pool.c", "decode_run.c", "prefill.c"))
