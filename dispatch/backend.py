@@ -117,3 +117,16 @@ class HasStandIn(Protocol):
     def stands_in(self, problem: AttentionProblem, device: Device) -> str | None:
         """Why its own kernels don't run the problem and how to change that; None where they do."""
         ...
+
+
+@runtime_checkable
+class HasLibrary(Protocol):
+    """A backend whose kernels lie in a library that is compiled on the user's machine."""
+
+    def library_state(self) -> tuple[str, str]:
+        """Which library runs or why none does, and what to do about it, "" for nothing."""
+        ...
+
+    def build_library(self) -> str:
+        """Compile the library into the cache folder; its path. Raises BackendUnavailableError."""
+        ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from portattn.backends.cpu import library, torch_tiles
+from portattn.backends.cpu import build, library, torch_tiles
 from portattn.backends.cpu.compiled_prefill import (
     prefill_backward,
     prefill_forward,
@@ -16,6 +16,7 @@ from portattn.dispatch.backend import AttentionTensors, Config, Gradients
 from portattn.dispatch.capability import Capability
 from portattn.dispatch.device import Device
 from portattn.dispatch.problem import FEATURES, AttentionProblem
+from portattn.errors import BackendUnavailableError
 
 _FLOATS = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 _SIZES = tuple(2**n for n in range(4, 13))
@@ -67,6 +68,21 @@ class CpuBackend:
         if _is_decode(problem):
             return None
         return "; ".join(reasons_against_prefill(problem)) or None
+
+    def library_state(self) -> tuple[str, str]:
+        compiled = library.load()
+        if compiled is None:
+            return f"none: {library.state().reason}", library.HOW_TO_BUILD
+        others = ", ".join(library.usable_variants(compiled))
+        return f"{library.state().path}, {library.variant(compiled)} of {others}", ""
+
+    def build_library(self) -> str:
+        try:
+            path = build.build(library.cache_folder())
+        except (build.BuildError, OSError) as error:
+            raise BackendUnavailableError(self.name, str(error)) from error
+        library.forget()
+        return str(path)
 
     def probe(self, device: Device) -> None:
         """One query over two equal keys must give the mean of their values, by either path."""

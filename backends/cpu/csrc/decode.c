@@ -26,7 +26,7 @@
 /* Keys whose rows stay in the first-level cache while every tile of rows reads them. */
 #define KEYS 64
 /* How far ahead of its use a row is asked for. */
-#define AHEAD_BYTES 4096
+#define AHEAD_BYTES 2048
 
 #if VEC_REGISTERS >= 32
 #define ROWS 4
