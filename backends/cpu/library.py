@@ -56,9 +56,8 @@ def forget() -> None:
 def _find() -> State:
     reasons = []
     # The package's own folder may be a group's; what lies in the cache is one user's.
-    package = Path(build.__file__).resolve().parent
     for folder, writers in (
-        (package, stat.S_IWOTH),
+        (_package_folder(), stat.S_IWOTH),
         (cache_folder(), stat.S_IWOTH | stat.S_IWGRP),
     ):
         if not os.path.lexists(folder / build.LIBRARY):
@@ -68,6 +67,10 @@ def _find() -> State:
             return _load(folder / build.LIBRARY)
         reasons.append(f"{folder / build.LIBRARY} {fault}")
     return State(None, None, "; ".join(reasons) or "it isn't built")
+
+
+def _package_folder() -> Path:
+    return Path(build.__file__).resolve().parent
 
 
 def _fault(folder: Path, writers: int) -> str | None:
