@@ -1,4 +1,4 @@
-"""Attention on a CPU: every feature, by a library in C where it is built, else by torch in tiles."""
+"""Attention on a CPU: every feature, by a library in C where it is built, else by torch."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ class CpuBackend:
         for run in (self.forward, torch_tiles.forward):
             out, _ = run(tensors, problem, {})
             if out.flatten().tolist() != [2.0, 3.0]:
-                raise ArithmeticError(f"the mean of two values came out as {out.flatten().tolist()}")
+                raise ArithmeticError(
+                    f"the mean of two values came out as {out.flatten().tolist()}"
+                )
 
     def forward(
         self, tensors: AttentionTensors, problem: AttentionProblem, config: Config

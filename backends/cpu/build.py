@@ -57,7 +57,16 @@ class _Unit:
         """The compiler's arguments; the result is `object_file`."""
         named = (f"-DISA={self.isa}",) if self.isa else ()
         target = str(self.object_file(folder))
-        return [compiler, *flags, *self.flags, *named, "-c", str(SOURCES / self.source), "-o", target]
+        return [
+            compiler,
+            *flags,
+            *self.flags,
+            *named,
+            "-c",
+            str(SOURCES / self.source),
+            "-o",
+            target,
+        ]
 
     def object_file(self, folder: Path) -> Path:
         """Where the compiled file goes."""
@@ -118,9 +127,7 @@ def find_compiler() -> str:
     )
 
 
-def build(
-    target: Path, flags: Sequence[str] = (), link_flags: Sequence[str] = ()
-) -> Path:
+def build(target: Path, flags: Sequence[str] = (), link_flags: Sequence[str] = ()) -> Path:
     """Build the library into the folder `target`, where it appears complete or not at all.
 
     `flags` and `link_flags` come after the fixed ones. Returns the library's path. Raises
