@@ -115,6 +115,8 @@ def _load(path: Path) -> State:
     library.pa_decode.argtypes = [ctypes.c_char_p, integer]
     library.pa_prefill_forward.argtypes = [pointer, integer, integer]
     library.pa_prefill_backward.argtypes = [pointer, integer, integer]
+    library.pa_read.argtypes = [pointer, integer, integer]
+    library.pa_read.restype = ctypes.c_float
     library.pa_pool_size.restype = integer
     library.pa_decode_args_bytes.restype = integer
     return State(library, path, "")

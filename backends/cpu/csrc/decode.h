@@ -24,6 +24,7 @@ typedef struct {
     /* out and lse of one kv head from its units' results, `parts` of them side by side. */
     void (*merge)(const pa_forward_args *f, int64_t b, int64_t kv_head, const pa_partial *from,
                   int64_t parts);
+    float (*read)(const float *data, int64_t count);
 } pa_decoder;
 
 static inline int64_t pa_decode_columns(const pa_forward_args *f) {

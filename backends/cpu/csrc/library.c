@@ -120,7 +120,38 @@ static int64_t usable(int64_t threads) {
 }
 
 int pa_decode(const pa_decode_args *args, int64_t threads) {
-    return pa_decode_run(&args->f, &args->layout, atomic_load(&chosen)->decoder, usable(threads));
+    return pa_decode_on(args, usable(threads));
+}
+
+int pa_decode_on(const pa_decode_args *args, int64_t threads) {
+    return pa_decode_run(&args->f, &args->layout, atomic_load(&chosen)->decoder, threads);
+}
+
+typedef struct {
+    const float *data;
+    int64_t count;
+    float (*read)(const float *, int64_t);
+    float *sums;
+} reading;
+
+/* A megabyte: long enough for the processor to read ahead, short enough to share evenly. */
+enum { READ_FLOATS = 1 << 18 };
+
+static void read_piece(void *context, int64_t piece, int64_t thread) {
+    const reading *r = context;
+    const int64_t first = piece * READ_FLOATS, left = r->count - first;
+    r->sums[thread * 16] += r->read(r->data + first, left < READ_FLOATS ? left : READ_FLOATS);
+}
+
+float pa_read(const float *data, int64_t count, int64_t threads) {
+    enum { MOST = 256 };
+    float sums[16 * MOST] = {0}, all = 0.0f;
+    reading r = {data, count, atomic_load(&chosen)->decoder->read, sums};
+    threads = usable(threads);
+    if (threads > MOST) threads = MOST;
+    pa_pool_run(read_piece, &r, (count + READ_FLOATS - 1) / READ_FLOATS, threads);
+    for (int n = 0; n < MOST; n++) all += sums[16 * n];
+    return all;
 }
 
 static const pa_tiles *tiles_for(int64_t bfloat16) {

@@ -32,11 +32,18 @@ int64_t pa_decode_args_bytes(void);
  * chunk of keys. -1: out of memory. */
 int pa_decode(const pa_decode_args *args, int64_t threads);
 
+/* The same on as many threads as are asked for, even where processors are fewer. */
+int pa_decode_on(const pa_decode_args *args, int64_t threads);
+
 /* out and lse of every row in tiles. `bfloat16`: every operand is. -1: out of memory. */
 int pa_prefill_forward(const pa_forward_args *args, int64_t bfloat16, int64_t threads);
 
 /* Gradients in tiles. 1: an input was not finite, the results are to be discarded. */
 int pa_prefill_backward(const pa_backward_args *args, int64_t bfloat16, int64_t threads);
+
+/* Reads memory as decode does and nothing else: the rate that decode is measured against. Returns the
+ * sum of the floats, so that no compiler leaves the reading out. */
+float pa_read(const float *data, int64_t count, int64_t threads);
 
 /* Of prefill.c. */
 int pa_forward(const pa_forward_args *args, const pa_tiles *tiles, int64_t threads);
