@@ -37,7 +37,7 @@ def variants() -> list[str]:
 @cache
 def _built() -> ctypes.CDLL:
     folder = Path(tempfile.mkdtemp(prefix="portattn-tiles-"))
-    common = ["cc", "-O2", "-fPIC", "-Wall", "-Wextra", "-Wno-unused-function", f"-I{SOURCES}"]
+    common = ["cc", "-O3", "-fPIC", "-Wall", "-Wextra", "-Wno-unused-function", f"-I{SOURCES}"]
     harness = Path(__file__).with_name("tiles_harness.c")
     (folder / "pool.h").write_text(
         "#include <stdint.h>\n"
