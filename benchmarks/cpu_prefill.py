@@ -74,9 +74,10 @@ def main() -> None:
         plot(rows, given.plot)
 
 
-def tile_variants(given: argparse.Namespace) -> list[str]:
-    """The instruction sets to run: the best, the one without AMX, and AVX2."""
-    return [v for v in variants() if v != "sse42" and not (v == "amx" and given.no_amx)]
+def tile_variants(given: argparse.Namespace, dtype: torch.dtype) -> list[str]:
+    """The instruction sets to run, the best last: AVX2, AVX-512, and AMX, which has bfloat16 only."""
+    amx = dtype == torch.bfloat16 and not given.no_amx
+    return [v for v in variants() if v != "sse42" and (v != "amx" or amx)]
 
 
 def forward_row(
@@ -91,7 +92,7 @@ def forward_row(
         return F.scaled_dot_product_attention(*turned, is_causal=causal, enable_gqa=True)
 
     timed = {"sdpa": (sdpa, work)}
-    for variant in tile_variants(given):
+    for variant in tile_variants(given, dtype):
         timed[variant] = (_forward(given, variant, AttentionTensors(q, k, v), causal), work)
     about = {"operation": "forward", "seqlen": length, "head_dim": dim, "causal": causal}
     return _row(about, dtype, timed, "sdpa")
@@ -100,7 +101,7 @@ def forward_row(
 def layout_row(given: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:
     """Four causal sequences of 1024 in every layout, by the best tiles: dense is the measure."""
     q, k, v = _inputs(dtype, 4, 1024, 128)
-    best = tile_variants(given)[-1]
+    best = tile_variants(given, dtype)[-1]
     work = 4 * 4 * HEADS * 1024**2 * 128 / 2
     starts = torch.arange(0, 4097, 1024, dtype=torch.int32)
     packed = AttentionTensors(
@@ -129,7 +130,7 @@ def backward_row(given: argparse.Namespace, dtype: torch.dtype, length: int) -> 
     timed: dict[str, tuple[Timed, float]] = {
         "sdpa": (lambda: torch.autograd.grad(result, leaves, turned, retain_graph=True), work)
     }
-    for variant in tile_variants(given):
+    for variant in tile_variants(given, dtype):
         timed[variant] = (_backward(given, variant, AttentionTensors(q, k, v), grad_out), work)
     about = {"operation": "backward", "seqlen": length, "head_dim": 128, "causal": True}
     return _row(about, dtype, timed, "sdpa")

@@ -121,7 +121,16 @@ static void row_of_bias(const block *w, int64_t lane, int64_t key, int64_t count
         memset(added, 0, count * sizeof(float));
     if (!f->mask) return;
     const uint8_t *mask = f->mask + bias_at(step, w->b, head, i) + key * step[3];
-    for (int64_t j = 0; j < count; j++) added[j] = mask[j * step[3]] ? added[j] : -INFINITY;
+    uint8_t seen[SPAN];
+    for (int64_t j = 0; j < count; j++) seen[j] = mask[j * step[3]];
+    /* By bits: a branch on a random mask would cost more than a tile's products. */
+    for (int64_t j = 0; j < count; j++) {
+        const uint32_t keep = 0u - (uint32_t)(seen[j] != 0), hidden = 0xFF800000u;
+        uint32_t bits;
+        memcpy(&bits, added + j, 4);
+        bits = (bits & keep) | (hidden & ~keep);
+        memcpy(added + j, &bits, 4);
+    }
 }
 
 /* Whether every row of a kv head has the same bias and mask. */
@@ -130,27 +139,31 @@ static inline int rows_share_bias(const pa_forward_args *f) {
     return !(f->bias && (bias[1] | bias[2])) && !(f->mask && (mask[1] | mask[2]));
 }
 
+/* s + added, or -inf wherever added is: the score may be NaN there. */
+static inline void add_or_hide(float *s, vf added) {
+    const vf hidden = v_set1(-INFINITY);
+    v_store(s, v_select_lt(hidden, added, v_add(v_load(s), added), added));
+}
+
 static void add_bias_and_mask(const block *w, float *s, int64_t first_key, int64_t from,
                               int64_t to) {
-    float added[SPAN];
+    const int shared = rows_share_bias(w->f);
+    float rows[LANES * SPAN], column[VW];
+    if (!shared) memset(rows, 0, sizeof(rows));
     for (int64_t start = from; start < to; start += SPAN) {
         const int64_t count = to - start < SPAN ? to - start : SPAN;
-        float *at = s + start * LANES;
-        if (rows_share_bias(w->f)) {
-            row_of_bias(w, 0, first_key + start, count, added);
-            for (int64_t j = 0; j < count; j++)
-                for (int64_t x = j * LANES; x < (j + 1) * LANES; x += VW)
-                    v_store(at + x, added[j] == -INFINITY ? v_set1(-INFINITY)
-                                                          : v_add(v_load(at + x), v_set1(added[j])));
-            continue;
-        }
-        for (int64_t x = 0; x < w->rows; x++) {
-            row_of_bias(w, x, first_key + start, count, added);
-            for (int64_t j = 0; j < count; j++) {
-                const float sum = at[j * LANES + x] + added[j];
-                at[j * LANES + x] = added[j] == -INFINITY ? -INFINITY : sum;
+        for (int64_t x = 0; x < (shared ? 1 : w->rows); x++)
+            row_of_bias(w, x, first_key + start, count, rows + x * SPAN);
+        for (int64_t j = 0; j < count; j++)
+            for (int64_t x = 0; x < LANES; x += VW) {
+                float *at = s + (start + j) * LANES + x;
+                if (shared) {
+                    add_or_hide(at, v_set1(rows[j]));
+                    continue;
+                }
+                for (int64_t n = 0; n < VW; n++) column[n] = rows[(x + n) * SPAN + j];
+                add_or_hide(at, v_load(column));
             }
-        }
     }
 }
 
