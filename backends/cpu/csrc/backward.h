@@ -16,8 +16,10 @@ static void differentiate(const block *w, backward_tiles *t, float factor, int64
     const pa_forward_args *f = w->f;
     const vf scale = v_set1(factor), outer = v_set1((float)f->softmax_scale);
     float keep[LANES];
+    lane_names names;
+    if (f->dropout_p > 0.0) name_lanes(w, &names);
     for (int64_t j = from; j < to; j++) {
-        if (f->dropout_p > 0.0) keep_lanes(w, first_key + j, keep);
+        if (f->dropout_p > 0.0) keep_lanes(f, &names, first_key + j, keep);
         for (int64_t x = 0; x < LANES; x += VW) {
             float *s = t->s + j * LANES + x, *dp = t->dp + j * LANES + x;
             vf p = v_exp2(v_fma(v_load(s), scale, v_sub(v_set1(0.0f), v_load(t->lse + x))));
@@ -125,6 +127,7 @@ static int64_t backward_unit(const pa_backward_args *a, int64_t b, int64_t kv_he
     t.finite = 1;
     float *dq = dq_part(a, &w, t.columns_q, split);
     memset(dq, 0, round_up(rows, LANES) * t.columns_q * sizeof(float));
+    const unsigned mode = flush_start();
     engine_start();
     for (int64_t key = split * CHUNK_KEYS; key < keys; key += a->splits * CHUNK_KEYS) {
         const int64_t count = keys - key < CHUNK_KEYS ? keys - key : CHUNK_KEYS;
@@ -139,6 +142,7 @@ static int64_t backward_unit(const pa_backward_args *a, int64_t b, int64_t kv_he
         store_key_gradients(a, &w, &t, key, count);
     }
     engine_stop();
+    flush_stop(mode);
     return t.finite;
 }
 

@@ -413,11 +413,13 @@ static void unit(const pa_forward_args *f, int64_t b, int64_t kv_head, int64_t f
     c.dots = f->dtype == PA_BF16 && f->kv_dtype == PA_BF16;
 #endif
     c.ahead = AHEAD_BYTES / (c.wide_k * size) + 1;
+    const unsigned mode = flush_start();
     find_keys(&c);
     load_queries(&c);
     if (f->kv_dtype == PA_F32) run_f32(&c, to);
     if (f->kv_dtype == PA_BF16) run_bf16(&c, to);
     if (f->kv_dtype == PA_F16) run_f16(&c, to);
+    flush_stop(mode);
 }
 
 /* One row from its parts; returns its lse. */

@@ -94,6 +94,7 @@ static void forward_unit(const pa_forward_args *f, int64_t b, int64_t kv_head, i
     const int64_t padded = round_up(rows, LANES);
     int64_t from, to;
     lay_out(f, memory, &t);
+    const unsigned mode = flush_start();
     engine_start();
     for (int64_t x = 0; x < padded; x++) t.top[x] = -INFINITY;
     memset(t.sum, 0, padded * sizeof(float));
@@ -116,6 +117,7 @@ static void forward_unit(const pa_forward_args *f, int64_t b, int64_t kv_head, i
         finish_block(&part, &t, at);
     }
     engine_stop();
+    flush_stop(mode);
 }
 
 static int64_t forward_floats(const pa_forward_args *f) {

@@ -69,20 +69,63 @@ static void add_alibi(const block *w, float *s, int64_t first_key, int64_t from,
         }
 }
 
+enum { SPAN = 64 }; /* keys whose bias and mask are held at once */
+
+/* What bias and mask add to the scores of one row against `count` <= SPAN keys: -inf hides. */
+static void row_of_bias(const block *w, int64_t lane, int64_t key, int64_t count, float *added) {
+    const pa_forward_args *f = w->f;
+    const int64_t i = query_of(w, lane), head = head_of(w, lane), *step = f->mask_stride;
+    if (f->bias)
+        load_row(added, f->bias, f->bias_dtype,
+                 bias_at(f->bias_stride, w->b, head, i) + key * f->bias_stride[3],
+                 f->bias_stride[3], count);
+    else
+        memset(added, 0, count * sizeof(float));
+    if (!f->mask) return;
+    const uint8_t *mask = f->mask + bias_at(step, w->b, head, i) + key * step[3];
+    uint8_t seen[SPAN];
+    for (int64_t j = 0; j < count; j++) seen[j] = mask[j * step[3]];
+    /* By bits: a branch on a random mask would cost more than a tile's products. */
+    for (int64_t j = 0; j < count; j++) {
+        const uint32_t keep = 0u - (uint32_t)(seen[j] != 0), hidden = 0xFF800000u;
+        uint32_t bits;
+        memcpy(&bits, added + j, 4);
+        bits = (bits & keep) | (hidden & ~keep);
+        memcpy(added + j, &bits, 4);
+    }
+}
+
+/* Whether every row of a kv head has the same bias and mask. */
+static inline int rows_share_bias(const pa_forward_args *f) {
+    const int64_t *bias = f->bias_stride, *mask = f->mask_stride;
+    return !(f->bias && (bias[1] | bias[2])) && !(f->mask && (mask[1] | mask[2]));
+}
+
+/* s + added, or -inf wherever added is: the score may be NaN there. */
+static inline void add_or_hide(float *s, vf added) {
+    const vf hidden = v_set1(-INFINITY);
+    v_store(s, v_select_lt(hidden, added, v_add(v_load(s), added), added));
+}
+
 static void add_bias_and_mask(const block *w, float *s, int64_t first_key, int64_t from,
                               int64_t to) {
-    const pa_forward_args *f = w->f;
-    for (int64_t x = 0; x < w->rows; x++) {
-        int64_t i = query_of(w, x), head = head_of(w, x);
-        int64_t bias = bias_at(f->bias_stride, w->b, head, i);
-        int64_t mask = bias_at(f->mask_stride, w->b, head, i);
-        for (int64_t j = from; j < to; j++) {
-            float *at = s + j * LANES + x, added = 0.0f;
-            if (f->bias) added = element(f->bias, f->bias_dtype,
-                                         bias + (first_key + j) * f->bias_stride[3]);
-            int hidden = f->mask && !f->mask[mask + (first_key + j) * f->mask_stride[3]];
-            *at = hidden || added == -INFINITY ? -INFINITY : *at + added;
-        }
+    const int shared = rows_share_bias(w->f);
+    float rows[LANES * SPAN], column[VW];
+    if (!shared) memset(rows, 0, sizeof(rows));
+    for (int64_t start = from; start < to; start += SPAN) {
+        const int64_t count = to - start < SPAN ? to - start : SPAN;
+        for (int64_t x = 0; x < (shared ? 1 : w->rows); x++)
+            row_of_bias(w, x, first_key + start, count, rows + x * SPAN);
+        for (int64_t j = 0; j < count; j++)
+            for (int64_t x = 0; x < LANES; x += VW) {
+                float *at = s + (start + j) * LANES + x;
+                if (shared) {
+                    add_or_hide(at, v_set1(rows[j]));
+                    continue;
+                }
+                for (int64_t n = 0; n < VW; n++) column[n] = rows[(x + n) * SPAN + j];
+                add_or_hide(at, v_load(column));
+            }
     }
 }
 
@@ -103,16 +146,28 @@ static float finish_scores(const block *w, float *s, float *slope, int64_t first
     return (float)(features ? LOG2_E : LOG2_E * f->softmax_scale);
 }
 
+/* What Philox counts by, of every lane. */
+typedef struct {
+    uint32_t query[LANES], head[LANES];
+} lane_names;
+
+static void name_lanes(const block *w, lane_names *names) {
+    for (int64_t x = 0; x < LANES; x++) {
+        names->query[x] = (uint32_t)query_of(w, x);
+        names->head[x] = (uint32_t)(w->b * w->f->heads + head_of(w, x));
+    }
+}
+
 /* keep[x] of key j: 0 or 1 / (1 - p), by Philox4x32-10 (backends/common/philox.py). */
-static void keep_lanes(const block *w, int64_t key, float *keep) {
-    const pa_forward_args *f = w->f;
+static void keep_lanes(const pa_forward_args *f, const lane_names *names, int64_t key,
+                       float *keep) {
     const float kept = (float)(1.0 / (1.0 - f->dropout_p));
     uint32_t c0[LANES], c1[LANES], c2[LANES], c3[LANES];
     uint32_t k0 = (uint32_t)f->seed, k1 = (uint32_t)(f->seed >> 32);
     for (int64_t x = 0; x < LANES; x++) {
         c0[x] = (uint32_t)key;
-        c1[x] = (uint32_t)query_of(w, x);
-        c2[x] = (uint32_t)(w->b * f->heads + head_of(w, x));
+        c1[x] = names->query[x];
+        c2[x] = names->head[x];
         c3[x] = (uint32_t)f->dropout_offset;
     }
     for (int round = 0; round < 10; round++) {
@@ -133,8 +188,10 @@ static void keep_lanes(const block *w, int64_t key, float *keep) {
 /* Drop weights p [keys][LANES] of keys [from, to). */
 static void drop(const block *w, float *p, int64_t first_key, int64_t from, int64_t to) {
     float keep[LANES];
+    lane_names names;
+    name_lanes(w, &names);
     for (int64_t j = from; j < to; j++) {
-        keep_lanes(w, first_key + j, keep);
+        keep_lanes(w->f, &names, first_key + j, keep);
         for (int64_t x = 0; x < LANES; x += VW) {
             float *at = p + j * LANES + x;
             v_store(at, v_mul(v_load(at), v_load(keep + x)));
