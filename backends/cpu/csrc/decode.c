@@ -78,12 +78,19 @@ static int64_t scratch_bytes(const pa_forward_args *f, int64_t rows) {
 
 static void find_keys(chunk *c) {
     const pa_forward_args *f = c->f;
-    const int64_t size = bytes_of(f->kv_dtype);
-    for (int64_t j = 0; j < c->count; j++) {
-        int64_t k, v;
+    const int64_t size = bytes_of(f->kv_dtype), count = c->count;
+    int64_t k, v;
+    if (count == 0) return;
+    key_offsets(f, c->w.b, c->w.kv_head, c->first, &k, &v);
+    const char *key = (const char *)f->k + k * size, *value = (const char *)f->v + v * size;
+    for (int64_t j = 0; j < count && !f->block_table; j++) {
+        c->at[j] = key + j * f->k_row * size;
+        c->at[count + j] = value + j * f->v_row * size;
+    }
+    for (int64_t j = 0; j < count && f->block_table; j++) {
         key_offsets(f, c->w.b, c->w.kv_head, c->first + j, &k, &v);
         c->at[j] = (const char *)f->k + k * size;
-        c->at[c->count + j] = (const char *)f->v + v * size;
+        c->at[count + j] = (const char *)f->v + v * size;
     }
 }
 
