@@ -20,13 +20,15 @@ BIN := $(VENV)/bin
 # Spinning OpenMP threads that share a core with anything else take a hundred times as long.
 ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: help demo test nightly test-gpu clean
+.PHONY: help demo test nightly test-gpu sanitize defects clean
 
 help:
 	@echo "make demo      install into $(VENV), ask a small model a question, show which kernels ran"
 	@echo "make test      install for development, then lint, type-check and test"
 	@echo "make nightly   the property tests with $(EXAMPLES) examples each"
 	@echo "make test-gpu  the tests that need an NVIDIA GPU"
+	@echo "make sanitize  the CPU kernels under address, undefined-behaviour and thread sanitizers"
+	@echo "make defects   seed defects into the CPU kernels: the tests must catch them"
 	@echo "make clean     remove $(VENV) and what builds leave behind"
 
 demo: $(VENV)/.demo
@@ -46,6 +48,12 @@ nightly: $(VENV)/.dev
 
 test-gpu: $(VENV)/.dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "gpu"
+
+sanitize: $(VENV)/.dev
+	$(BIN)/python tools/sanitize.py
+
+defects: $(VENV)/.dev
+	$(ENV) $(BIN)/python tools/cpu_defects.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

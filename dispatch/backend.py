@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -103,4 +103,30 @@ class Backend(Protocol):
         self, tensors: AttentionTensors, problem: AttentionProblem, config: Config
     ) -> tuple[Tensor, Tensor]:
         """Attention of the newest queries over a KV cache: (out, lse)."""
+        ...
+
+
+@runtime_checkable
+class HasStandIn(Protocol):
+    """A backend that runs some problems by something slower than its own kernels.
+
+    For such a problem the profile's order doesn't speak of it: it comes behind every other
+    candidate but the reference.
+    """
+
+    def stands_in(self, problem: AttentionProblem, device: Device) -> str | None:
+        """Why its own kernels don't run the problem and how to change that; None where they do."""
+        ...
+
+
+@runtime_checkable
+class HasLibrary(Protocol):
+    """A backend whose kernels lie in a library that is compiled on the user's machine."""
+
+    def library_state(self) -> tuple[str, str]:
+        """Which library runs or why none does, and what to do about it, "" for nothing."""
+        ...
+
+    def build_library(self) -> str:
+        """Compile the library into the cache folder; its path. Raises BackendUnavailableError."""
         ...

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from portattn.dispatch import registry
-from portattn.dispatch.backend import Backend
+from portattn.dispatch.backend import Backend, HasStandIn
 from portattn.dispatch.capability import Rejection
 from portattn.dispatch.device import Device
 from portattn.dispatch.problem import AttentionProblem
@@ -46,7 +46,8 @@ class Decision:
     `candidates` are the backends that can run it, in the order they were preferred; the first is
     the chosen one, and `times` says what is known of each. `estimate` is modelled from the
     profile's roofline, `measured_us` comes from the profile's measurements of this problem class
-    where there are any. Compared by identity: one problem key has one Decision.
+    where there are any. `notes` say what keeps a candidate from its own kernels. Compared by
+    identity: one problem key has one Decision.
     """
 
     problem: AttentionProblem
@@ -63,11 +64,13 @@ class Decision:
     rejected: tuple[Rejection, ...]
     forced: bool
     runner: Backend = field(repr=False)
+    notes: tuple[str, ...] = ()
 
 
-def environment() -> tuple[str | None, str | None]:
+def environment() -> tuple[str | None, ...]:
     """The environment variables that decisions depend on, as they are now."""
-    return os.environ.get("PORTATTN_BACKEND"), os.environ.get("PORTATTN_PROFILE")
+    get = os.environ.get
+    return get("PORTATTN_BACKEND"), get("PORTATTN_PROFILE"), get("PORTATTN_CPU_ISA")
 
 
 def forced_backend(argument: str | None) -> str | None:
@@ -103,6 +106,9 @@ def select(
             rejected.append(Rejection(name, tuple(reasons)))
         elif runner is not None:
             candidates.append((name, runner))
+    missing = _stand_ins(candidates, problem, device)
+    # Sorting keeps the order of equals.
+    candidates.sort(key=lambda candidate: (candidate[0] == "reference", candidate[0] in missing))
     candidates = _fastest_first(candidates, problem, used)
     if live:
         candidates = _from_first_sound(candidates, device, rejected)
@@ -130,7 +136,20 @@ def select(
         rejected=tuple(rejected),
         forced=backend is not None,
         runner=runner,
+        notes=tuple(f"{name}: {why}" for name, why in missing.items()),
     )
+
+
+def _stand_ins(
+    candidates: list[tuple[str, Backend]], problem: AttentionProblem, device: Device
+) -> dict[str, str]:
+    """The candidates that would run the problem by a stand-in, and why."""
+    found = {}
+    for name, runner in candidates:
+        why = runner.stands_in(problem, device) if isinstance(runner, HasStandIn) else None
+        if why is not None:
+            found[name] = why
+    return found
 
 
 def _set_log_level() -> None:

@@ -91,6 +91,7 @@ def as_dict(decision: Decision) -> dict[str, Any]:
         "config_source": decision.config_source,
         "forced": decision.forced,
         "candidates": list(decision.candidates),
+        "notes": list(decision.notes),
         "rejected": {item.backend: list(item.reasons) for item in decision.rejected},
         "modelled": None
         if estimate is None
@@ -123,6 +124,7 @@ def render(decision: Decision) -> str:
     for position, time in enumerate(decision.times):
         name = "candidate" if position == 0 else ""
         lines.append(f"{name:10}{time.backend:{width}}  {time}")
+    lines += [f"note      {note}" for note in decision.notes]
     for item in decision.rejected:
         lines.append(f"cannot    {item.backend}: {'; '.join(item.reasons)}")
     return "\n".join(lines)

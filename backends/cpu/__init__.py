@@ -1,25 +1,29 @@
-"""Attention on a CPU in tiles: every feature, memory linear in length."""
+"""Attention on a CPU: every feature, by a library in C where it is built, else by torch."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from portattn.backends.common.definition import empty_result, like_inputs, zero_gradients
-from portattn.backends.common.pieces import pieces
-from portattn.backends.cpu.backward import piece_backward
-from portattn.backends.cpu.forward import piece_forward
+from portattn.backends.cpu import build, library, torch_tiles
+from portattn.backends.cpu.compiled_prefill import (
+    prefill_backward,
+    prefill_forward,
+    reasons_against_prefill,
+)
+from portattn.backends.cpu.decode_call import decode, reasons_against_decode
 from portattn.dispatch.backend import AttentionTensors, Config, Gradients
 from portattn.dispatch.capability import Capability
 from portattn.dispatch.device import Device
 from portattn.dispatch.problem import FEATURES, AttentionProblem
+from portattn.errors import BackendUnavailableError
 
 _FLOATS = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 _SIZES = tuple(2**n for n in range(4, 13))
 
 
 class CpuBackend:
-    """Tiled torch operations: float32 arithmetic for half types, float64 for float64."""
+    """Compiled kernels with float32 sums; torch operations for float64 and without the library."""
 
     name = "cpu"
     capability = Capability(
@@ -48,32 +52,61 @@ class CpuBackend:
         return reasons
 
     def describe(self, problem: AttentionProblem, device: Device) -> str:
-        return "tiled torch operations"
+        missing = self.stands_in(problem, device)
+        if missing is not None:
+            return f"tiled torch operations: {missing}"
+        compiled = library.load()
+        assert compiled is not None
+        kernel = "decode kernel" if _is_decode(problem) else "tiles"
+        return f"compiled {kernel}, {library.variant(compiled)}"
+
+    def stands_in(self, problem: AttentionProblem, device: Device) -> str | None:
+        """Why torch operations run in place of the compiled kernels; None where those run."""
+        if library.load() is None:
+            reason = library.state().reason
+            return f"no compiled library: {reason}; {library.HOW_TO_BUILD}"
+        if _is_decode(problem):
+            return None
+        return "; ".join(reasons_against_prefill(problem)) or None
+
+    def library_state(self) -> tuple[str, str]:
+        compiled = library.load()
+        if compiled is None:
+            return f"none: {library.state().reason}", library.HOW_TO_BUILD
+        others = ", ".join(library.usable_variants(compiled))
+        return f"{library.state().path}, {library.variant(compiled)} of {others}", ""
+
+    def build_library(self) -> str:
+        try:
+            path = build.build(library.cache_folder())
+        except (build.BuildError, OSError) as error:
+            raise BackendUnavailableError(self.name, str(error)) from error
+        library.forget()
+        return str(path)
 
     def probe(self, device: Device) -> None:
-        """One query over two equal keys must give the mean of their values."""
+        """One query over two equal keys must give the mean of their values, by either path."""
         v = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(1, 2, 1, 2)
         tensors = AttentionTensors(torch.ones(1, 1, 1, 2), torch.ones_like(v), v)
         problem = AttentionProblem("forward", "dense", v.dtype, 1, 1, 2, 1, 1, 2, 2, 1.0)
-        out, _ = self.forward(tensors, problem, {})
-        if out.flatten().tolist() != [2.0, 3.0]:
-            raise ArithmeticError(f"the mean of two values came out as {out.flatten().tolist()}")
+        for run in (self.forward, torch_tiles.forward):
+            out, _ = run(tensors, problem, {})
+            if out.flatten().tolist() != [2.0, 3.0]:
+                raise ArithmeticError(
+                    f"the mean of two values came out as {out.flatten().tolist()}"
+                )
 
     def forward(
         self, tensors: AttentionTensors, problem: AttentionProblem, config: Config
     ) -> tuple[Tensor, Tensor]:
-        out, lse = empty_result(tensors)
-        tile = (config.get("block_m", 128), config.get("block_n", 256))
-        for piece in pieces(tensors, problem):
-            piece_forward(
-                piece,
-                problem,
-                tensors.rng_state,
-                tile,
-                piece.queries_of(out),
-                piece.row_values_of(lse),
-            )
-        return out, lse
+        compiled = library.load()
+        if compiled is not None:
+            if _is_decode(problem):
+                block_n = config.get("block_n", 0)
+                return decode(compiled, tensors, problem, block_n, library.threads())
+            if not reasons_against_prefill(problem):
+                return prefill_forward(compiled, tensors, problem, config, library.threads())
+        return torch_tiles.forward(tensors, problem, config)
 
     decode = forward
 
@@ -87,12 +120,15 @@ class CpuBackend:
         problem: AttentionProblem,
         config: Config,
     ) -> Gradients:
-        sums = zero_gradients(tensors, problem, lse.dtype)
-        # delta = sum_j p_j dp_j - dlse, one value per row (see backward.py).
-        delta = (grad_out.to(lse.dtype) * out.to(lse.dtype)).sum(-1).transpose(-1, -2)
-        if grad_lse is not None:
-            delta = delta - grad_lse
-        tile = (config.get("block_m", 128), config.get("block_n", 256))
-        for piece in pieces(tensors, problem):
-            piece_backward(piece, problem, tensors, tile, grad_out, delta, lse, sums)
-        return like_inputs(sums, tensors)
+        compiled = library.load()
+        given = (grad_out, grad_lse, out, lse, tensors, problem)
+        if compiled is not None and not reasons_against_prefill(problem):
+            grads = prefill_backward(compiled, *given, library.threads())
+            if grads is not None:
+                return grads
+        return torch_tiles.backward(*given, config)
+
+
+def _is_decode(problem: AttentionProblem) -> bool:
+    """Whether the kernel for few queries runs: it splits the keys of one head over threads."""
+    return problem.operation != "backward" and not reasons_against_decode(problem)

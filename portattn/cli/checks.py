@@ -18,7 +18,8 @@ from portattn.cli.info import state
 from portattn.dispatch import device as devices
 from portattn.dispatch import profile as profiles
 from portattn.dispatch import registry
-from portattn.errors import ProfileError
+from portattn.dispatch.backend import HasLibrary
+from portattn.errors import BackendUnavailableError, ProfileError
 from portattn.integrations.models import cache_dir
 
 State = Literal["ok", "warn", "fail"]
@@ -96,6 +97,18 @@ def backends() -> Iterator[Finding]:
             ", ".join(usable) or "; ".join(f"{item.backend}: {item.reason}" for item in states),
             "" if usable else "the reasons name what is missing",
         )
+
+
+def compiled_libraries() -> Iterator[Finding]:
+    """Without its compiled library a backend computes by something slower."""
+    for name in registry.names():
+        try:
+            backend = registry.load(name)
+        except BackendUnavailableError:
+            continue  # `backends` reports it
+        if isinstance(backend, HasLibrary):
+            found, advice = backend.library_state()
+            yield Finding("warn" if advice else "ok", f"library of {name}", found, advice)
 
 
 def optional_libraries() -> Iterator[Finding]:
@@ -193,6 +206,7 @@ def _usable_cores() -> int:
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     torch_and_devices,
     backends,
+    compiled_libraries,
     optional_libraries,
     shipped_profiles,
     own_profiles,

@@ -16,7 +16,7 @@ from torch import Tensor
 from portattn.backends.common.philox import keep_scale
 from portattn.backends.common.pieces import Piece
 from portattn.backends.common.scores import isolated_product, row_range, sum_to, tile_scores
-from portattn.backends.cpu.forward import rows_per_tile, tiles
+from portattn.backends.cpu.torch_forward import rows_per_tile, tiles
 from portattn.dispatch.backend import AttentionTensors, Gradients
 from portattn.dispatch.problem import AttentionProblem
 
