@@ -46,8 +46,9 @@ test: $(VENV)/.dev
 nightly: $(VENV)/.dev
 	$(ENV) PORTATTN_TEST_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -m "nightly"
 
+# Compiling the kernels takes longer than running them: one process a core.
 test-gpu: $(VENV)/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "gpu"
+	$(ENV) $(BIN)/python -m pytest -m "gpu" -n auto
 
 sanitize: $(VENV)/.dev
 	$(BIN)/python tools/sanitize.py
