@@ -48,13 +48,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-amx", action="store_true")
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
-        for length in LENGTHS:
+        for length in given.lengths:
             rows.append(forward_row(given, dtype, length, 128, True))
         for dim, causal in ((64, True), (256, True), (128, False)):
             rows.append(forward_row(given, dtype, 2048, dim, causal))
@@ -75,7 +76,7 @@ def main() -> None:
 
 
 def tile_variants(given: argparse.Namespace, dtype: torch.dtype) -> list[str]:
-    """The instruction sets to run, the best last: AVX2, AVX-512, and AMX, which has bfloat16 only."""
+    """The instruction sets to run, the best last; AMX multiplies bfloat16 only."""
     amx = dtype == torch.bfloat16 and not given.no_amx
     return [v for v in variants() if v != "sse42" and (v != "amx" or amx)]
 
@@ -212,17 +213,18 @@ def plot(rows: list[dict[str, Any]], to: Path) -> None:
             and "batch" not in r
             and (r["head_dim"], r["causal"]) == (128, True)
         ]
+        lengths = [r["seqlen"] for r in chosen]
         for name in chosen[0]["gflops"]:
             style = {"linestyle": "--", "color": "grey"} if name == "product" else {"marker": "o"}
             panel.plot(
-                [r["seqlen"] for r in chosen],
+                lengths,
                 [r["gflops"][name] for r in chosen],
                 label={"product": f"torch.mm {PRODUCT}", "sdpa": "torch SDPA"}.get(name, name),
                 **style,
             )
         panel.set(xscale="log", title=f"{dtype}, causal, {HEADS}/{KV_HEADS} heads of 128")
         panel.set(xlabel="length", ylabel="GFLOP/s", ylim=(0, None))
-        panel.set_xticks(LENGTHS, [str(n) for n in LENGTHS])
+        panel.set_xticks(lengths, [str(n) for n in lengths])
         panel.minorticks_off()
         panel.legend(fontsize=8)
     figure.tight_layout()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import math
 
 import torch
 from torch import Tensor
 
-from portattn.backends.common.definition import empty_result
 from portattn.backends.cpu.prefill_arguments import (
     DTYPES,
     BackwardArguments,
@@ -68,8 +68,7 @@ def prefill_backward(
     """
     lse, out = lse.contiguous(), out.contiguous()
     call = forward_call(tensors, problem, out, lse, 0)
-    new = torch.zeros if problem.layout == "varlen" else torch.empty
-    dq, dk, dv = (new(x.shape, dtype=x.dtype) for x in (tensors.q, tensors.k, tensors.v))
+    dq, dk, dv = _gradients(tensors, problem)
     a = BackwardArguments(f=ctypes.pointer(call.arguments))
     a.grad_out = call.keep(grad_out)
     if grad_lse is not None:
@@ -91,11 +90,31 @@ def prefill_backward(
 
 def _results(tensors: AttentionTensors, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     """out and lse to be filled; rows of "varlen" that no sequence has get an empty row's values."""
-    if problem.layout == "varlen":
-        return empty_result(tensors)
     q = tensors.q
     out = torch.empty((*q.shape[:-1], tensors.v.shape[-1]), dtype=q.dtype)
-    return out, torch.empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
+    if problem.layout != "varlen":
+        return out, torch.empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
+    lse = torch.empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+    for rows in _rows_of_none(tensors.cu_seqlens_q, len(q)):
+        out[rows], lse[:, rows] = 0, -math.inf
+    return out, lse
+
+
+def _gradients(tensors: AttentionTensors, problem: AttentionProblem) -> list[Tensor]:
+    """dq, dk and dv to be filled; 0 where no sequence lies."""
+    made = [torch.empty(x.shape, dtype=x.dtype) for x in (tensors.q, tensors.k, tensors.v)]
+    if problem.layout == "varlen":
+        starts = (tensors.cu_seqlens_q, tensors.cu_seqlens_k, tensors.cu_seqlens_k)
+        for gradient, cu_seqlens in zip(made, starts, strict=True):
+            for rows in _rows_of_none(cu_seqlens, len(gradient)):
+                gradient[rows] = 0
+    return made
+
+
+def _rows_of_none(cu_seqlens: Tensor | None, total: int) -> tuple[slice, slice]:
+    """The rows before the first sequence and after the last."""
+    assert cu_seqlens is not None
+    return slice(0, int(cu_seqlens[0])), slice(int(cu_seqlens[-1]), total)
 
 
 def _tiles(tensors: AttentionTensors) -> int:
