@@ -150,6 +150,25 @@ def test_nan_in_a_visible_key_propagates(
 
 
 @every
+@pytest.mark.parametrize("hiding", ["bias", "mask"])
+def test_a_key_hidden_from_some_rows_changes_nothing_for_them(
+    variant: str, hiding: str, generator: torch.Generator
+) -> None:
+    t, o = _built(dense("hidden", 1, 2, 40, heads=2), torch.float32, generator)
+    seen = torch.ones(1, 1, 2, 40, dtype=torch.bool)
+    seen[0, 0, 0, 7] = False
+    if hiding == "mask":
+        t.mask = seen
+    else:
+        t.bias = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))
+    want = _decode(library(variant), t, o)["out"]
+    t.v[0, 7] = float("nan")
+    got = _decode(library(variant), t, o)["out"]
+    torch.testing.assert_close(got[0, 0], want[0, 0])
+    assert got[0, 1].isnan().all()
+
+
+@every
 def test_keys_further_apart_than_32_bits_reach(variant: str, generator: torch.Generator) -> None:
     """Three keys 2^30 + 8 elements apart: memory that is never touched costs nothing."""
     t, o = _built(cached("apart", 1, 3, heads=2, kv_heads=1), torch.float16, generator)
