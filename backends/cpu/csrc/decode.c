@@ -78,21 +78,22 @@ static int64_t scratch_bytes(const pa_forward_args *f, int64_t rows) {
     return lay_out(f, rows, NULL, &c);
 }
 
+/* Rows of `count` keys as pointers; those of one page, or of all without pages, lie evenly. */
 static void find_keys(chunk *c) {
     const pa_forward_args *f = c->f;
     const int64_t size = bytes_of(f->kv_dtype), count = c->count;
-    int64_t k, v;
-    if (count == 0) return;
-    key_offsets(f, c->w.b, c->w.kv_head, c->first, &k, &v);
-    const char *key = (const char *)f->k + k * size, *value = (const char *)f->v + v * size;
-    for (int64_t j = 0; j < count && !f->block_table; j++) {
-        c->at[j] = key + j * f->k_row * size;
-        c->at[count + j] = value + j * f->v_row * size;
-    }
-    for (int64_t j = 0; j < count && f->block_table; j++) {
+    int64_t k, v, even = count;
+    for (int64_t j = 0; j < count; j += even) {
         key_offsets(f, c->w.b, c->w.kv_head, c->first + j, &k, &v);
-        c->at[j] = (const char *)f->k + k * size;
-        c->at[count + j] = (const char *)f->v + v * size;
+        if (f->block_table) {
+            even = f->page_size - (c->w.sequence->first_key + c->first + j) % f->page_size;
+            if (even > count - j) even = count - j;
+        }
+        const char *key = (const char *)f->k + k * size, *value = (const char *)f->v + v * size;
+        for (int64_t i = 0; i < even; i++) {
+            c->at[j + i] = key + i * f->k_row * size;
+            c->at[count + j + i] = value + i * f->v_row * size;
+        }
     }
 }
 
