@@ -82,17 +82,23 @@ def select(
     candidates: list[tuple[str, Backend]] = []
     rejected: list[Rejection] = []
     for name in names:
-        reasons, runner = _reasons(name, problem, device, live, probe=not candidates)
+        reasons, runner = _reasons(name, problem, device)
         if reasons:
             rejected.append(Rejection(name, tuple(reasons)))
         elif runner is not None:
             candidates.append((name, runner))
-    if not candidates:
-        raise NoBackendError(problem, device, rejected)
     missing = _stand_ins(candidates, problem, device)
     # Sorting keeps the order of equals.
     candidates.sort(key=lambda candidate: (candidate[0] == "reference", candidate[0] in missing))
     candidates = _fastest_first(candidates, problem, used)
+    while live and candidates:
+        cause = probe_failure(candidates[0][0], device)
+        if cause is None:
+            break
+        failed, _ = candidates.pop(0)
+        rejected.append(Rejection(failed, (f"its probe failed: {cause}",)))
+    if not candidates:
+        raise NoBackendError(problem, device, rejected)
     chosen, runner = candidates[0]
     if live and not backend:
         _announce(chosen, rejected)
@@ -139,19 +145,14 @@ def _set_log_level() -> None:
 
 
 def _reasons(
-    name: str, problem: AttentionProblem, device: Device, live: bool, probe: bool
+    name: str, problem: AttentionProblem, device: Device
 ) -> tuple[list[str], Backend | None]:
-    """Why a backend can't run the problem here; its probe runs last and only when needed."""
+    """Why a backend can't run the problem here, and the backend where it could be imported."""
     try:
         runner = registry.load(name)
     except BackendUnavailableError as error:
         return [error.cause], None
-    reasons = runner.reasons_against(problem, device)
-    if not reasons and live and probe:
-        cause = probe_failure(name, device)
-        if cause is not None:
-            reasons = [f"its probe failed: {cause}"]
-    return reasons, runner
+    return runner.reasons_against(problem, device), runner
 
 
 _PROBED: dict[tuple[str, Device], str | None] = {}
