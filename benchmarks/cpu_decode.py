@@ -27,12 +27,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from portattn import ops
-from portattn.arguments import options
+from portattn.arguments import Options
 from portattn.backends.cpu import library
 from portattn.cli.environment import record
 from portattn.dispatch.backend import AttentionTensors
 
-ROUNDS = 9
+ROUNDS = 7
 # More than caches hold, so that every round reads memory.
 ROTATED_BYTES = 400 * 2**20
 
@@ -90,7 +90,7 @@ def peers(case: Case) -> dict[str, Callable[[int], object]]:
     ]
     q = torch.randn(batch, 1, case.heads, case.head_dim).to(dtype)
     used = torch.full((batch,), keys, dtype=torch.int32)
-    settings = options(q, max_seqlen_q=1, max_seqlen_k=keys)
+    settings = Options(case.head_dim**-0.5, max_seqlen_q=1, max_seqlen_k=keys)
     group = case.heads // case.kv_heads
     compiled = library.load()
     assert compiled is not None, "build the library first: portattn doctor --build"

@@ -27,6 +27,8 @@
 #define KEYS 64
 /* How far ahead of its use a row is asked for. */
 #define AHEAD_BYTES 2048
+/* Further ahead one line of a row: what that costs is finding its page. */
+#define PAGE_AHEAD_BYTES 8192
 
 #if VEC_REGISTERS >= 32
 #define ROWS 4
@@ -43,7 +45,7 @@ typedef struct {
     int64_t stride; /* of a row of p */
     int packs_k, packs_v; /* rows that can't be read as they lie are copied first */
     int dots; /* products of bfloat16 by the instructions for it */
-    int64_t ahead; /* keys between the one read and the one asked for */
+    int64_t ahead, page_ahead; /* keys between the one read and the ones asked for */
     float *q, *p;
     uint16_t *q_bits;
     const char **at; /* [2 count]: rows of k, then of v */
@@ -76,21 +78,22 @@ static int64_t scratch_bytes(const pa_forward_args *f, int64_t rows) {
     return lay_out(f, rows, NULL, &c);
 }
 
+/* Rows of `count` keys as pointers; those of one page, or of all without pages, lie evenly. */
 static void find_keys(chunk *c) {
     const pa_forward_args *f = c->f;
     const int64_t size = bytes_of(f->kv_dtype), count = c->count;
-    int64_t k, v;
-    if (count == 0) return;
-    key_offsets(f, c->w.b, c->w.kv_head, c->first, &k, &v);
-    const char *key = (const char *)f->k + k * size, *value = (const char *)f->v + v * size;
-    for (int64_t j = 0; j < count && !f->block_table; j++) {
-        c->at[j] = key + j * f->k_row * size;
-        c->at[count + j] = value + j * f->v_row * size;
-    }
-    for (int64_t j = 0; j < count && f->block_table; j++) {
+    int64_t k, v, even = count;
+    for (int64_t j = 0; j < count; j += even) {
         key_offsets(f, c->w.b, c->w.kv_head, c->first + j, &k, &v);
-        c->at[j] = (const char *)f->k + k * size;
-        c->at[count + j] = (const char *)f->v + v * size;
+        if (f->block_table) {
+            even = f->page_size - (c->w.sequence->first_key + c->first + j) % f->page_size;
+            if (even > count - j) even = count - j;
+        }
+        const char *key = (const char *)f->k + k * size, *value = (const char *)f->v + v * size;
+        for (int64_t i = 0; i < even; i++) {
+            c->at[j + i] = key + i * f->k_row * size;
+            c->at[count + j + i] = value + i * f->v_row * size;
+        }
     }
 }
 
@@ -146,6 +149,8 @@ static inline void ask_ahead(const chunk *c, int64_t at, int64_t keys, int64_t b
     for (int64_t j = at + c->ahead; j < at + c->ahead + keys && j < 2 * c->count; j++)
         for (int64_t line = 0; line < bytes; line += 64)
             __builtin_prefetch(c->at[j] + line, 0, 3);
+    for (int64_t j = at + c->page_ahead; j < at + c->page_ahead + keys && j < 2 * c->count; j++)
+        __builtin_prefetch(c->at[j], 0, 2);
 }
 
 /* Products of `rows` queries and `keys` keys, s [rows][stride]. */
@@ -420,6 +425,7 @@ static void unit(const pa_forward_args *f, int64_t b, int64_t kv_head, int64_t f
     c.dots = f->dtype == PA_BF16 && f->kv_dtype == PA_BF16;
 #endif
     c.ahead = AHEAD_BYTES / (c.wide_k * size) + 1;
+    c.page_ahead = PAGE_AHEAD_BYTES / (c.wide_k * size) + 1;
     const unsigned mode = flush_start();
     find_keys(&c);
     load_queries(&c);

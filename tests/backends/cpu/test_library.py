@@ -54,7 +54,10 @@ def _tamper(folder: Path) -> None:
     file = folder / build.LIBRARY
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
+    # Another file in its place: the one that is loaded must stay whole.
+    file.unlink()
     file.write_bytes(data)
+    file.chmod(0o600)
 
 
 def _stale(folder: Path) -> None:

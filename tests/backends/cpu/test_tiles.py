@@ -18,7 +18,7 @@ from portattn.dispatch import registry
 from portattn.dispatch.backend import AttentionTensors
 from tests.backends.cpu.compiled import library, variants
 from tests.conformance.budget import GRADIENTS, check, expected, expected_gradients, problem_of
-from tests.conformance.cases import CASES, Case, build, dense, ragged
+from tests.conformance.cases import CASES, Case, build, cached, dense, ragged
 from tests.conformance.test_backends import _poisoned as poisoned
 
 # The tiles of "avx512_bf16" are those of "avx512".
@@ -33,6 +33,8 @@ LARGE = (
     dense("window", 1, 611, 611, heads=4, kv_heads=4, head_dim=64, window=(90, 13)),
     ragged("varlen", (260, 300), (1, 400), (0, 7), (310, 150), causal=True, sinks=True, heads=4),
 )
+# Pages whose rows of k and v differ in length.
+PAGED = cached("pages 24/40", 20, 70, 300, head_dim=24, head_dim_v=40, page_size=16, causal=True)
 
 pytestmark = pytest.mark.skipif(
     not VARIANTS, reason="needs the compiled library: make test builds it"
@@ -72,7 +74,7 @@ def _given(t: AttentionTensors, o: Options, generator: torch.Generator) -> list[
 
 
 @every
-@pytest.mark.parametrize("case", [*CASES, *LARGE], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES, *LARGE, PAGED], ids=lambda case: case.name)
 def test_forward(variant: str, dtype: torch.dtype, case: Case, generator: torch.Generator) -> None:
     t, o = _built(case, dtype, generator)
     want = expected(t, o)
