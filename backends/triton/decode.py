@@ -84,7 +84,7 @@ def find(extents, terms, batch, units, place, seqlen_q, run, BLOCK_N: tl.constex
 @triton.jit
 def slot_of(program, first, first_slot):
     """Where a program left its part of an output that began in program `first`."""
-    return tl.where(program <= first, 2 * first + first_slot, 2 * program)
+    return 2 * program + tl.where(program == first, first_slot, 0)
 
 
 @triton.jit
@@ -250,12 +250,12 @@ def decode_kernel(
             first_program = origin // run
             last_program = (origin + count - 1) // run
             first_slot = (origin != first_program * run).to(tl.int32)
-            slot = 2 * pid + tl.where(pid == first_program, first_slot, 0)
+            slot = slot_of(pid, first_program, first_slot)
             keep(work, sums, slot, acc0, acc1, l, m, row_ids, valid, BLOCK_M, DV0, DV1)
-            group = pid // NEIGHBOURS
-            group_first = tl.maximum(group * NEIGHBOURS, first_program)
-            group_last = tl.minimum(group * NEIGHBOURS + NEIGHBOURS - 1, last_program)
-            group_slot = 2 * group_first + tl.where(group_first == first_program, first_slot, 0)
+            # Groups count from the output's first program: they depend on its own length alone.
+            group_first = pid - (pid - first_program) % NEIGHBOURS
+            group_last = tl.minimum(group_first + NEIGHBOURS - 1, last_program)
+            group_slot = slot_of(group_first, first_program, first_slot)
             # A group's counter is that of its result's slot, the output's that of its first one.
             arrived = tl.atomic_add(counters + group_slot, 1, sem="acq_rel")
             if arrived == group_last - group_first:
@@ -264,7 +264,7 @@ def decode_kernel(
                     work, sums, group_first, group_last + 1, 1, first_program, first_slot,
                     row_ids, valid, BLOCK_M, DV0, DV1,
                 )  # fmt: skip
-                groups = last_program // NEIGHBOURS - first_program // NEIGHBOURS + 1
+                groups = (last_program - first_program) // NEIGHBOURS + 1
                 if groups == 1:
                     write(out, lse, acc0, acc1, l, m, b, queries, heads, valid, DV, DV0, DV1)
                 else:
@@ -278,9 +278,8 @@ def decode_kernel(
                     if arrived == groups - 1:
                         tl.store(last_counter, 0)
                         acc0, acc1, l, m = merge(
-                            work, sums, first_program // NEIGHBOURS * NEIGHBOURS, last_program + 1,
-                            NEIGHBOURS, first_program, first_slot, row_ids, valid,
-                            BLOCK_M, DV0, DV1,
+                            work, sums, first_program, last_program + 1, NEIGHBOURS,
+                            first_program, first_slot, row_ids, valid, BLOCK_M, DV0, DV1,
                         )  # fmt: skip
                         write(out, lse, acc0, acc1, l, m, b, queries, heads, valid, DV, DV0, DV1)
 
