@@ -38,7 +38,7 @@ Run = Callable[[], Tensor]
 DIM = 128
 DTYPE = torch.bfloat16
 PAGES = (0, 16, 64, 256)
-TILES = ("default", "64.3.2.4", "64.4.1.4", "64.6.1.4", "32.6.2.4", "128.3.1.4", "128.3.1.8")
+TILES = ("default", "64.3.2.4", "64.5.2.4", "64.7.2.4", "64.7.1.4", "32.7.2.4", "128.5.1.8")
 # Caches of one row together, in bytes: several times the largest L2.
 COLD = 300e6
 LAUNCHES = 3

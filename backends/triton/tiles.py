@@ -22,7 +22,7 @@ KERNELS = {
         "block_m": (16, 32, 64, 128),
         "block_n": (16, 32, 64, 128, 256),
         "warps": (1, 2, 4, 8),
-        "stages": (1, 2, 3, 4, 5, 6),
+        "stages": (1, 2, 3, 4, 5, 6, 7),
         "programs": (1, 2, 3, 4, 6, 8),
     },
     # The pass that owns keys (dk and dv) and the pass that owns rows (dq).
@@ -88,10 +88,19 @@ def multiprocessors(device: Device) -> int:
     return max(1, device.cores)
 
 
+# Chips whose multiprocessors have shared memory for one program of decode.
+_ONE_PROGRAM = frozenset({"sm_86", "sm_89", "sm_120a"})
+
+
 def decode(problem: AttentionProblem, device: Device, config: Config) -> DecodeTile:
     rows = problem.seqlen_q * (problem.heads // problem.kv_heads)
-    block_m = 16 if rows <= 16 else 32 if rows <= 32 else 64
-    return _decode_default(problem, block_m)._replace(**config)
+    tile = _decode_default(problem, 16 if rows <= 16 else 32 if rows <= 32 else 64)
+    if problem.page_size:
+        # Of every two stages one loads the page ids that the other's keys lie in.
+        tile = tile._replace(stages=2 * tile.stages - 1)
+    if device.family in _ONE_PROGRAM:
+        tile = tile._replace(programs=1)
+    return tile._replace(**config)
 
 
 def _decode_default(problem: AttentionProblem, block_m: int) -> DecodeTile:
