@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from triton.runtime.errors import TritonError
 
 from portattn.backends.triton import decode
 from portattn.cli.environment import record
@@ -240,7 +241,7 @@ def measure(c: Caches, tiles: list[str]) -> dict[str, float | str]:
                 found[name] = f"wrong by {error:.1g}"
                 continue
             graphs[name] = captured(calls)
-        except (RuntimeError, ImportError, TypeError, ValueError) as failure:
+        except (TritonError, RuntimeError, ImportError) as failure:
             found[name] = f"{type(failure).__name__}: {failure}".splitlines()[0][:60]
     seconds: dict[str, list[float]] = {name: [] for name in graphs}
     for _ in range(ROUNDS):
@@ -272,7 +273,7 @@ def compile_share(share: str, tiles: list[str], pages: list[int]) -> None:
         row = Row("short", heads, kv_heads, (4096,) * batch)
         try:
             ours(caches(row, page, 4096, 1), tile)[0]()
-        except RuntimeError as failure:
+        except TritonError as failure:
             print(f"{tile}, pages of {page}: {failure}".splitlines()[0])
 
 
