@@ -117,13 +117,14 @@ def merge(work, sums, start, stop, step, first, first_slot, valid, ROWS: tl.cons
             member = some + tl.arange(0, MERGED) * step
             slot = slot_of(member, first, first_slot)
             here = (member < stop)[:, None] & valid[None, :]
-            sums_at = sums + slot[:, None] * (2 * ROWS) + rows[None, :]
-            m_here = tl.load(sums_at, mask=here, other=float("-inf"), cache_modifier=".cg")
-            weight = tl.exp2(m_here - base[None, :])[:, :, None]
             work_at = slot.to(tl.int64)[:, None] * ROWS + rows[None, :]
             work_at = work_at * (DV0 + DV1)
             pointers = work + work_at[:, :, None] + tl.arange(0, DV0)[None, None, :]
             part = tl.load(pointers, mask=here[:, :, None], other=0.0, cache_modifier=".cg")
+            # After the part: its load and this one's don't wait for each other.
+            sums_at = sums + slot[:, None] * (2 * ROWS) + rows[None, :]
+            m_here = tl.load(sums_at, mask=here, other=float("-inf"), cache_modifier=".cg")
+            weight = tl.exp2(m_here - base[None, :])[:, :, None]
             acc0 += part * weight
             if DV1 > 0:
                 pointers = work + work_at[:, :, None] + DV0 + tl.arange(0, DV1)[None, None, :]
