@@ -165,6 +165,64 @@ def write(out, lse, acc0, acc1, l, m, b, h_kv, packed, valid, GROUP: tl.constexp
 
 
 @triton.jit
+def leave_part(
+    out, lse, work, sums, counters, acc0, acc1, l, m, rows, valid, b, h_kv, first_row, seqlen_q,
+    origin, count, run, GROUP: tl.constexpr, ROWS: tl.constexpr, MERGED: tl.constexpr,
+    DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
+):  # fmt: skip
+    """Keep this program's part of an output; merge and write it if all others have arrived.
+
+    The output's tiles are origin .. origin + count of the list.
+    """
+    first_program = origin // run
+    last_program = (origin + count - 1) // run
+    first_slot = (origin != first_program * run).to(tl.int32)
+    pid = tl.program_id(0)
+    slot = slot_of(pid, first_program, first_slot)
+    keep(work, sums, slot, acc0, acc1, l, m, rows, valid, ROWS, DV0, DV1)
+    # Groups count from the output's first program: they depend on its own length alone.
+    many = last_program - first_program >= PARTS
+    neighbours = tl.where(many, NEIGHBOURS, PARTS)
+    group_first = pid - (pid - first_program) % neighbours
+    group_last = tl.minimum(group_first + neighbours - 1, last_program)
+    group_slot = slot_of(group_first, first_program, first_slot)
+    # A group's counter is that of its result's slot, the output's that of its first one.
+    arrived = tl.atomic_add(counters + group_slot, 1, sem="acq_rel")
+    if arrived == group_last - group_first:
+        tl.store(counters + group_slot, 0)
+        kept_ids = tl.arange(0, ROWS)
+        kept = first_row + kept_ids
+        there = kept // GROUP < seqlen_q
+        sum0, sum1, l_all, m_all = merge(
+            work, sums, group_first, group_last + 1, 1, first_program, first_slot, there,
+            ROWS, MERGED, DV0, DV1,
+        )  # fmt: skip
+        if not many:
+            write(
+                out, lse, sum0, sum1, l_all, m_all, b, h_kv, kept, there,
+                GROUP, DV, DV0, DV1,
+            )  # fmt: skip
+        else:
+            tl.debug_barrier()
+            keep(
+                work, sums, group_slot, sum0, sum1, l_all, m_all, kept_ids, there,
+                ROWS, DV0, DV1,
+            )  # fmt: skip
+            last_counter = counters + 2 * tl.num_programs(0) + first_program
+            arrived = tl.atomic_add(last_counter, 1, sem="acq_rel")
+            if arrived == (last_program - first_program) // NEIGHBOURS:
+                tl.store(last_counter, 0)
+                sum0, sum1, l_all, m_all = merge(
+                    work, sums, first_program, last_program + 1, NEIGHBOURS,
+                    first_program, first_slot, there, ROWS, MERGED, DV0, DV1,
+                )  # fmt: skip
+                write(
+                    out, lse, sum0, sum1, l_all, m_all, b, h_kv, kept, there,
+                    GROUP, DV, DV0, DV1,
+                )  # fmt: skip
+
+
+@triton.jit
 def decode_kernel(
     q, k, v, out, lse, work, sums, counters, extents, terms, batch, kv_heads, row_tiles, run,
     GROUP: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
@@ -252,52 +310,11 @@ def decode_kernel(
                 out, lse, acc0, acc1, l, m, b, h_kv, packed, valid, GROUP, DV, DV0, DV1
             )  # fmt: skip
         else:
-            origin = place - tile
-            first_program = origin // run
-            last_program = (origin + count - 1) // run
-            first_slot = (origin != first_program * run).to(tl.int32)
-            slot = slot_of(pid, first_program, first_slot)
-            keep(work, sums, slot, acc0, acc1, l, m, row_ids, valid, ROWS, DV0, DV1)
-            # Groups count from the output's first program: they depend on its own length alone.
-            many = last_program - first_program >= PARTS
-            neighbours = tl.where(many, NEIGHBOURS, PARTS)
-            group_first = pid - (pid - first_program) % neighbours
-            group_last = tl.minimum(group_first + neighbours - 1, last_program)
-            group_slot = slot_of(group_first, first_program, first_slot)
-            # A group's counter is that of its result's slot, the output's that of its first one.
-            arrived = tl.atomic_add(counters + group_slot, 1, sem="acq_rel")
-            if arrived == group_last - group_first:
-                tl.store(counters + group_slot, 0)
-                kept_ids = tl.arange(0, ROWS)
-                kept = unit // kv_heads * BLOCK_M + kept_ids
-                there = kept // GROUP < seqlen_q
-                sum0, sum1, l_all, m_all = merge(
-                    work, sums, group_first, group_last + 1, 1, first_program, first_slot, there,
-                    ROWS, MERGED, DV0, DV1,
-                )  # fmt: skip
-                if not many:
-                    write(
-                        out, lse, sum0, sum1, l_all, m_all, b, h_kv, kept, there,
-                        GROUP, DV, DV0, DV1,
-                    )  # fmt: skip
-                else:
-                    tl.debug_barrier()
-                    keep(
-                        work, sums, group_slot, sum0, sum1, l_all, m_all, kept_ids, there,
-                        ROWS, DV0, DV1,
-                    )  # fmt: skip
-                    last_counter = counters + 2 * tl.num_programs(0) + first_program
-                    arrived = tl.atomic_add(last_counter, 1, sem="acq_rel")
-                    if arrived == (last_program - first_program) // NEIGHBOURS:
-                        tl.store(last_counter, 0)
-                        sum0, sum1, l_all, m_all = merge(
-                            work, sums, first_program, last_program + 1, NEIGHBOURS,
-                            first_program, first_slot, there, ROWS, MERGED, DV0, DV1,
-                        )  # fmt: skip
-                        write(
-                            out, lse, sum0, sum1, l_all, m_all, b, h_kv, kept, there,
-                            GROUP, DV, DV0, DV1,
-                        )  # fmt: skip
+            leave_part(
+                out, lse, work, sums, counters, acc0, acc1, l, m, row_ids, valid, b, h_kv,
+                unit // kv_heads * BLOCK_M, seqlen_q, place - tile, count, run,
+                GROUP, ROWS, MERGED, DV, DV0, DV1,
+            )  # fmt: skip
 
         place += stop - tile
         tile = tile * 0
