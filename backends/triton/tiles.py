@@ -95,7 +95,7 @@ _ONE_PROGRAM = frozenset({"sm_86", "sm_89", "sm_120a"})
 def decode(problem: AttentionProblem, device: Device, config: Config) -> DecodeTile:
     rows = problem.seqlen_q * (problem.heads // problem.kv_heads)
     tile = _decode_default(problem, 16 if rows <= 16 else 32 if rows <= 32 else 64)
-    if problem.page_size:
+    if problem.page_size and tile.stages > 1:
         # Of every two stages one loads the page ids that the other's keys lie in.
         tile = tile._replace(stages=2 * tile.stages - 1)
     if device.family in _ONE_PROGRAM:
@@ -104,14 +104,19 @@ def decode(problem: AttentionProblem, device: Device, config: Config) -> DecodeT
 
 
 def _decode_default(problem: AttentionProblem, block_m: int) -> DecodeTile:
+    """About 32 KiB of keys and values a stage; as many rows as keep to registers beside them."""
     bytes_per_key = (problem.head_dim + problem.head_dim_v) * problem.dtype.itemsize
+    if problem.dtype == torch.float32 and bytes_per_key > 256:
+        block_m = 16
     if bytes_per_key <= 256:
         return DecodeTile(block_m, 128, 4, 3, 2)
     if bytes_per_key <= 512:
         return DecodeTile(block_m, 64, 4, 3, 2)
     if bytes_per_key <= 1024:
-        return DecodeTile(block_m, 32, 4, 3, 2)
-    return DecodeTile(block_m, 16, 8, 2, 1)
+        return DecodeTile(min(block_m, 32), 32, 4, 3, 2)
+    if problem.dtype == torch.float32:
+        return DecodeTile(block_m, 16, 8, 1, 1)
+    return DecodeTile(min(block_m, 32), 16, 8, 2, 1)
 
 
 class BackwardTiles(NamedTuple):
