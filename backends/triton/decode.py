@@ -9,9 +9,9 @@ lengths are read on the device, so a captured graph replays with lengths that ha
 heads of a kv head are packed as rows of one tile: row r is query r // group of head r % group.
 
 A run that holds an output's whole list writes it. Otherwise it leaves (acc, l, m) in its slot of
-the workspace, and whoever comes last merges them in the order of the programs, first within 16
-neighbours, then across: the result doesn't depend on who that was. A program has two slots, for an
-output that began before its run and for one that goes on after it.
+the workspace, and whoever comes last merges them in the order of the programs, where they are many
+first among neighbours, then across: the result doesn't depend on who that was. A program has two
+slots, for an output that began before its run and for one that goes on after it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,12 @@ from portattn.backends.triton.primitives import (
 from portattn.dispatch.backend import AttentionTensors, Config
 from portattn.dispatch.problem import AttentionProblem
 
-# Programs that merge among themselves before their results are merged.
+# Parts that one program merges; an output of more is merged by this many neighbours first.
+PARTS = tl.constexpr(64)
 NEIGHBOURS = tl.constexpr(16)
 _SEQUENCES_AT_ONCE = 1024
+# Elements of the parts that a thread merges at a time: all its loads are under way together.
+_MERGED_AT_ONCE = 64
 
 
 @triton.jit
@@ -53,10 +56,10 @@ def tile_count(extents, terms, b, valid, seqlen_q, run, BLOCK_N: tl.constexpr, A
 
 @triton.jit
 def list_length(extents, terms, batch, seqlen_q, run, BLOCK_N: tl.constexpr, ALONE: tl.constexpr,
-                AT_ONCE: tl.constexpr):  # fmt: skip
-    """Tiles of all sequences, for one kv head and row tile."""
+                AT_ONCE: tl.constexpr, ONCE: tl.constexpr):  # fmt: skip
+    """Tiles of all sequences, for one kv head and row tile; ONCE if one load takes them all."""
     total = batch * 0
-    for start in tl.range(0, batch, AT_ONCE):
+    for start in tl.range(0, AT_ONCE if ONCE else batch, AT_ONCE):
         b = start + tl.arange(0, AT_ONCE)
         total += tl.sum(tile_count(extents, terms, b, b < batch, seqlen_q, run, BLOCK_N, ALONE))
     return total
@@ -64,12 +67,12 @@ def list_length(extents, terms, batch, seqlen_q, run, BLOCK_N: tl.constexpr, ALO
 
 @triton.jit
 def find(extents, terms, batch, units, place, seqlen_q, run, BLOCK_N: tl.constexpr,
-         ALONE: tl.constexpr, AT_ONCE: tl.constexpr):  # fmt: skip
+         ALONE: tl.constexpr, AT_ONCE: tl.constexpr, ONCE: tl.constexpr):  # fmt: skip
     """(sequence that holds a place in the list, tiles per unit before that sequence)."""
     found = batch * 0
     before = batch * 0
     past = batch * 0
-    for start in tl.range(0, batch, AT_ONCE):
+    for start in tl.range(0, AT_ONCE if ONCE else batch, AT_ONCE):
         b = start + tl.arange(0, AT_ONCE)
         count = tile_count(extents, terms, b, b < batch, seqlen_q, run, BLOCK_N, ALONE)
         ends = past + tl.cumsum(count, 0)
@@ -83,62 +86,59 @@ def find(extents, terms, batch, units, place, seqlen_q, run, BLOCK_N: tl.constex
 @triton.jit
 def slot_of(program, first, first_slot):
     """Where a program left its part of an output that began in program `first`."""
-    return tl.where(program <= first, 2 * first + first_slot, 2 * program)
+    return 2 * program + tl.where(program == first, first_slot, 0)
 
 
 @triton.jit
-def merge(work, sums, start, stop, step, first, first_slot, row_ids, valid,
-          BLOCK_M: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr):  # fmt: skip
-    """Merge the parts of programs start, start + step, ... below stop, NEIGHBOURS at most or more.
-
-    The loads of NEIGHBOURS parts don't wait for each other: all maxima first, then the rest.
-    """
-    acc0 = tl.zeros([BLOCK_M, DV0], tl.float32)
-    acc1 = tl.zeros([BLOCK_M, DV1 if DV1 > 0 else 1], tl.float32)
-    l = tl.zeros([BLOCK_M], tl.float32)
-    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    for group in tl.range(start, stop, step * NEIGHBOURS):
-        m_new = m
-        for i in tl.static_range(NEIGHBOURS):
-            program = group + i * step
-            at = sums + slot_of(program, first, first_slot) * (2 * BLOCK_M) + row_ids
-            part = tl.load(at, mask=valid & (program < stop), other=float("-inf"),
-                           cache_modifier=".cg")  # fmt: skip
-            m_new = tl.maximum(m_new, part)
+def merge(work, sums, start, stop, step, first, first_slot, valid, ROWS: tl.constexpr,
+          MERGED: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr):  # fmt: skip
+    """Merge the parts of programs start, start + step, ... below stop, MERGED of them at a time."""
+    rows = tl.arange(0, ROWS)
+    acc0 = tl.zeros([MERGED, ROWS, DV0], tl.float32)
+    acc1 = tl.zeros([MERGED, ROWS, DV1 if DV1 > 0 else 1], tl.float32)
+    l = tl.zeros([ROWS], tl.float32)
+    m = tl.full([ROWS], float("-inf"), tl.float32)
+    for group in tl.range(start, stop, step * PARTS):
+        program = group + tl.arange(0, PARTS) * step
+        at = sums + slot_of(program, first, first_slot)[:, None] * (2 * ROWS) + rows[None, :]
+        inside = (program < stop)[:, None] & valid[None, :]
+        m_part = tl.load(at, mask=inside, other=float("-inf"), cache_modifier=".cg")
+        l_part = tl.load(at + ROWS, mask=inside, other=0.0, cache_modifier=".cg")
+        m_new = tl.maximum(m, tl.max(m_part, 0))
         base = tl.where(m_new == float("-inf"), 0.0, m_new)
         old = tl.exp2(m - base)
-        l *= old
-        acc0 *= old[:, None]
+        l = l * old + tl.sum(l_part * tl.exp2(m_part - base[None, :]), 0)
+        acc0 *= old[None, :, None]
         if DV1 > 0:
-            acc1 *= old[:, None]
+            acc1 *= old[None, :, None]
         m = m_new
-        for i in tl.static_range(NEIGHBOURS):
-            program = group + i * step
-            slot = slot_of(program, first, first_slot)
-            inside = valid & (program < stop)
-            at = sums + slot * (2 * BLOCK_M) + row_ids
-            m_part = tl.load(at, mask=inside, other=float("-inf"), cache_modifier=".cg")
-            l_part = tl.load(at + BLOCK_M, mask=inside, other=0.0, cache_modifier=".cg")
-            weight = tl.exp2(m_part - base)
-            l += l_part * weight
-            at = slot.to(tl.int64) * (BLOCK_M * (DV0 + DV1)) + row_ids[:, None] * (DV0 + DV1)
-            pointers = work + at + tl.arange(0, DV0)[None, :]
-            part = tl.load(pointers, mask=inside[:, None], other=0.0, cache_modifier=".cg")
-            acc0 += part * weight[:, None]
+        for some in tl.range(group, tl.minimum(stop, group + step * PARTS), step * MERGED):
+            member = some + tl.arange(0, MERGED) * step
+            slot = slot_of(member, first, first_slot)
+            here = (member < stop)[:, None] & valid[None, :]
+            work_at = slot.to(tl.int64)[:, None] * ROWS + rows[None, :]
+            work_at = work_at * (DV0 + DV1)
+            pointers = work + work_at[:, :, None] + tl.arange(0, DV0)[None, None, :]
+            part = tl.load(pointers, mask=here[:, :, None], other=0.0, cache_modifier=".cg")
+            # After the part: its load and this one's don't wait for each other.
+            sums_at = sums + slot[:, None] * (2 * ROWS) + rows[None, :]
+            m_here = tl.load(sums_at, mask=here, other=float("-inf"), cache_modifier=".cg")
+            weight = tl.exp2(m_here - base[None, :])[:, :, None]
+            acc0 += part * weight
             if DV1 > 0:
-                pointers = work + at + DV0 + tl.arange(0, DV1)[None, :]
-                part = tl.load(pointers, mask=inside[:, None], other=0.0, cache_modifier=".cg")
-                acc1 += part * weight[:, None]
-    return acc0, acc1, l, m
+                pointers = work + work_at[:, :, None] + DV0 + tl.arange(0, DV1)[None, None, :]
+                part = tl.load(pointers, mask=here[:, :, None], other=0.0, cache_modifier=".cg")
+                acc1 += part * weight
+    return tl.sum(acc0, 0), tl.sum(acc1, 0), l, m
 
 
 @triton.jit
-def keep(work, sums, slot, acc0, acc1, l, m, row_ids, valid,
-         BLOCK_M: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr):  # fmt: skip
-    """Leave a partial result in a slot of the workspace."""
-    tl.store(sums + slot * (2 * BLOCK_M) + row_ids, m)
-    tl.store(sums + slot * (2 * BLOCK_M) + BLOCK_M + row_ids, l)
-    at = slot.to(tl.int64) * (BLOCK_M * (DV0 + DV1)) + row_ids[:, None] * (DV0 + DV1)
+def keep(work, sums, slot, acc0, acc1, l, m, rows, valid,
+         ROWS: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr):  # fmt: skip
+    """Leave a partial result, of its ROWS first rows, in a slot of the workspace."""
+    tl.store(sums + slot * (2 * ROWS) + rows, m, mask=valid)
+    tl.store(sums + slot * (2 * ROWS) + ROWS + rows, l, mask=valid)
+    at = slot.to(tl.int64) * (ROWS * (DV0 + DV1)) + rows[:, None] * (DV0 + DV1)
     tl.store(work + at + tl.arange(0, DV0)[None, :], acc0, mask=valid[:, None])
     if DV1 > 0:
         tl.store(work + at + DV0 + tl.arange(0, DV1)[None, :], acc1, mask=valid[:, None])
@@ -147,9 +147,11 @@ def keep(work, sums, slot, acc0, acc1, l, m, row_ids, valid,
 
 
 @triton.jit
-def write(out, lse, acc0, acc1, l, m, b, queries, heads, valid,
+def write(out, lse, acc0, acc1, l, m, b, h_kv, packed, valid, GROUP: tl.constexpr,
           DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr):  # fmt: skip
-    """out = acc / l and lse of one tile of rows."""
+    """out = acc / l and lse of packed rows of one kv head."""
+    queries = packed // GROUP
+    heads = h_kv * GROUP + packed % GROUP
     weight = tl.where(l == 0.0, 0.0, 1.0 / l)
     at = b.to(tl.int64) * out.batch + queries.to(tl.int64) * out.row
     at += heads.to(tl.int64) * out.head
@@ -162,21 +164,81 @@ def write(out, lse, acc0, acc1, l, m, b, queries, heads, valid,
 
 
 @triton.jit
+def leave_part(
+    out, lse, work, sums, counters, acc0, acc1, l, m, rows, valid, b, h_kv, first_row, seqlen_q,
+    origin, count, run, GROUP: tl.constexpr, ROWS: tl.constexpr, MERGED: tl.constexpr,
+    DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
+):  # fmt: skip
+    """Keep this program's part of an output; merge and write it if all others have arrived.
+
+    The output's tiles are origin .. origin + count of the list.
+    """
+    first_program = origin // run
+    last_program = (origin + count - 1) // run
+    first_slot = (origin != first_program * run).to(tl.int32)
+    pid = tl.program_id(0)
+    slot = slot_of(pid, first_program, first_slot)
+    keep(work, sums, slot, acc0, acc1, l, m, rows, valid, ROWS, DV0, DV1)
+    # Groups count from the output's first program: they depend on its own length alone.
+    many = last_program - first_program >= PARTS
+    neighbours = tl.where(many, NEIGHBOURS, PARTS)
+    group_first = pid - (pid - first_program) % neighbours
+    group_last = tl.minimum(group_first + neighbours - 1, last_program)
+    group_slot = slot_of(group_first, first_program, first_slot)
+    # A group's counter is that of its result's slot, the output's that of its first one.
+    arrived = tl.atomic_add(counters + group_slot, 1, sem="acq_rel")
+    if arrived == group_last - group_first:
+        tl.store(counters + group_slot, 0)
+        kept_ids = tl.arange(0, ROWS)
+        kept = first_row + kept_ids
+        there = kept // GROUP < seqlen_q
+        sum0, sum1, l_all, m_all = merge(
+            work, sums, group_first, group_last + 1, 1, first_program, first_slot, there,
+            ROWS, MERGED, DV0, DV1,
+        )  # fmt: skip
+        if not many:
+            write(
+                out, lse, sum0, sum1, l_all, m_all, b, h_kv, kept, there,
+                GROUP, DV, DV0, DV1,
+            )  # fmt: skip
+        else:
+            tl.debug_barrier()
+            keep(
+                work, sums, group_slot, sum0, sum1, l_all, m_all, kept_ids, there,
+                ROWS, DV0, DV1,
+            )  # fmt: skip
+            last_counter = counters + 2 * tl.num_programs(0) + first_program
+            arrived = tl.atomic_add(last_counter, 1, sem="acq_rel")
+            if arrived == (last_program - first_program) // NEIGHBOURS:
+                tl.store(last_counter, 0)
+                sum0, sum1, l_all, m_all = merge(
+                    work, sums, first_program, last_program + 1, NEIGHBOURS,
+                    first_program, first_slot, there, ROWS, MERGED, DV0, DV1,
+                )  # fmt: skip
+                write(
+                    out, lse, sum0, sum1, l_all, m_all, b, h_kv, kept, there,
+                    GROUP, DV, DV0, DV1,
+                )  # fmt: skip
+
+
+@triton.jit
 def decode_kernel(
     q, k, v, out, lse, work, counters, extents, terms, batch, kv_heads, row_tiles, run,
     GROUP: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ALONE: tl.constexpr, AT_ONCE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr, MERGED: tl.constexpr,
+    ALONE: tl.constexpr, AT_ONCE: tl.constexpr, ONCE: tl.constexpr,
     FUSED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program's run of the list; `run` tiles if ALONE, otherwise an equal share."""
     pid = tl.program_id(0)
     # Two slots of each program for acc, and after them for m and l.
-    sums = work + (2 * tl.num_programs(0)).to(tl.int64) * (BLOCK_M * (DV0 + DV1))
+    sums = work + (2 * tl.num_programs(0)).to(tl.int64) * (ROWS * (DV0 + DV1))
     seqlen_q = extents.seqlen_q
     units = kv_heads * row_tiles
     batch = batch + pid * 0
-    length = list_length(extents, terms, batch, seqlen_q, run, BLOCK_N, ALONE, AT_ONCE) * units
+    length = list_length(extents, terms, batch, seqlen_q, run, BLOCK_N, ALONE, AT_ONCE,
+                         ONCE) * units  # fmt: skip
     if not ALONE:
         run = tl.cdiv(length, tl.num_programs(0))
     place = pid * run
@@ -184,7 +246,7 @@ def decode_kernel(
     if place >= end:
         return
     b, before = find(
-        extents, terms, batch, units, place, seqlen_q, run, BLOCK_N, ALONE, AT_ONCE
+        extents, terms, batch, units, place, seqlen_q, run, BLOCK_N, ALONE, AT_ONCE, ONCE
     )  # fmt: skip
     count = tile_count(extents, terms, b, b < batch, seqlen_q, run, BLOCK_N, ALONE)
     unit = (place - before * units) // count
@@ -245,45 +307,15 @@ def decode_kernel(
                 )  # fmt: skip
 
         if (tile == 0) & (stop == count):
-            write(out, lse, acc0, acc1, l, m, b, queries, heads, valid, DV, DV0, DV1)
+            write(
+                out, lse, acc0, acc1, l, m, b, h_kv, packed, valid, GROUP, DV, DV0, DV1
+            )  # fmt: skip
         else:
-            origin = place - tile
-            first_program = origin // run
-            last_program = (origin + count - 1) // run
-            first_slot = (origin != first_program * run).to(tl.int32)
-            slot = 2 * pid + tl.where(pid == first_program, first_slot, 0)
-            keep(work, sums, slot, acc0, acc1, l, m, row_ids, valid, BLOCK_M, DV0, DV1)
-            group = pid // NEIGHBOURS
-            group_first = tl.maximum(group * NEIGHBOURS, first_program)
-            group_last = tl.minimum(group * NEIGHBOURS + NEIGHBOURS - 1, last_program)
-            group_slot = 2 * group_first + tl.where(group_first == first_program, first_slot, 0)
-            # A group's counter is that of its result's slot, the output's that of its first one.
-            arrived = tl.atomic_add(counters + group_slot, 1, sem="acq_rel")
-            if arrived == group_last - group_first:
-                tl.store(counters + group_slot, 0)
-                acc0, acc1, l, m = merge(
-                    work, sums, group_first, group_last + 1, 1, first_program, first_slot,
-                    row_ids, valid, BLOCK_M, DV0, DV1,
-                )  # fmt: skip
-                groups = last_program // NEIGHBOURS - first_program // NEIGHBOURS + 1
-                if groups == 1:
-                    write(out, lse, acc0, acc1, l, m, b, queries, heads, valid, DV, DV0, DV1)
-                else:
-                    tl.debug_barrier()
-                    keep(
-                        work, sums, group_slot, acc0, acc1, l, m, row_ids, valid,
-                        BLOCK_M, DV0, DV1,
-                    )  # fmt: skip
-                    last_counter = counters + 2 * tl.num_programs(0) + first_program
-                    arrived = tl.atomic_add(last_counter, 1, sem="acq_rel")
-                    if arrived == groups - 1:
-                        tl.store(last_counter, 0)
-                        acc0, acc1, l, m = merge(
-                            work, sums, first_program // NEIGHBOURS * NEIGHBOURS, last_program + 1,
-                            NEIGHBOURS, first_program, first_slot, row_ids, valid,
-                            BLOCK_M, DV0, DV1,
-                        )  # fmt: skip
-                        write(out, lse, acc0, acc1, l, m, b, queries, heads, valid, DV, DV0, DV1)
+            leave_part(
+                out, lse, work, sums, counters, acc0, acc1, l, m, row_ids, valid, b, h_kv,
+                unit // kv_heads * BLOCK_M, seqlen_q, place - tile, count, run,
+                GROUP, ROWS, MERGED, DV, DV0, DV1,
+            )  # fmt: skip
 
         place += stop - tile
         tile = tile * 0
@@ -310,7 +342,7 @@ def decode(
 
     def plan() -> launch.Plan:
         device = launch.device(q)
-        size = tiles.decode(problem, config)
+        size = tiles.decode(problem, device, config)
         group = problem.heads // problem.kv_heads
         row_tiles = tiles.cdiv(problem.seqlen_q * group, size.block_m)
         units = problem.batch * problem.kv_heads * row_tiles
@@ -322,6 +354,9 @@ def decode(
             run = 0
             programs = min(size.programs * tiles.multiprocessors(device), units * longest)
         dims = arguments.dims(problem)
+        rows = min(size.block_m, triton.next_power_of_2(problem.seqlen_q * group))
+        widest = max(dims["DV0"], dims["DV1"])
+        merged = size.warps * 32 * _MERGED_AT_ONCE // (rows * widest)
         args = (
             arguments.rows(arguments.operand("q"), q),
             arguments.rows(arguments.operand("k"), tensors.k),
@@ -342,12 +377,14 @@ def decode(
             **dims,
             "BLOCK_M": size.block_m,
             "BLOCK_N": size.block_n,
+            "ROWS": rows,
+            "MERGED": min(PARTS.value, max(1, merged)),
             "ALONE": problem.deterministic,
             "AT_ONCE": min(_SEQUENCES_AT_ONCE, triton.next_power_of_2(problem.batch)),
+            "ONCE": problem.batch <= _SEQUENCES_AT_ONCE,
             **arguments.switches(tensors, problem),
         }
-        slots = 2 * programs * size.block_m
-        scratch = slots * (dims["DV0"] + dims["DV1"] + 2)
+        scratch = 2 * programs * rows * (dims["DV0"] + dims["DV1"] + 2)
         return launch.Plan(programs, args, constants, size, scratch, 3 * programs)
 
     launch.run(decode_kernel, launch.Call(tensors, problem, config), (out, lse), plan)

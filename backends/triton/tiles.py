@@ -22,7 +22,7 @@ KERNELS = {
         "block_m": (16, 32, 64, 128),
         "block_n": (16, 32, 64, 128, 256),
         "warps": (1, 2, 4, 8),
-        "stages": (1, 2, 3, 4, 5, 6),
+        "stages": (1, 2, 3, 4, 5, 6, 7),
         "programs": (1, 2, 3, 4, 6, 8),
     },
     # The pass that owns keys (dk and dv) and the pass that owns rows (dq).
@@ -93,21 +93,35 @@ def multiprocessors(device: Device) -> int:
     return max(1, device.cores)
 
 
-def decode(problem: AttentionProblem, config: Config) -> DecodeTile:
+# Chips whose multiprocessors have shared memory for one program of decode.
+_ONE_PROGRAM = frozenset({"sm_86", "sm_89", "sm_120a"})
+
+
+def decode(problem: AttentionProblem, device: Device, config: Config) -> DecodeTile:
     rows = problem.seqlen_q * (problem.heads // problem.kv_heads)
-    block_m = 16 if rows <= 16 else 32 if rows <= 32 else 64
-    return _decode_default(problem, block_m)._replace(**config)
+    tile = _decode_default(problem, 16 if rows <= 16 else 32 if rows <= 32 else 64)
+    if problem.page_size and tile.stages > 1:
+        # Of every two stages one loads the page ids that the other's keys lie in.
+        tile = tile._replace(stages=2 * tile.stages - 1)
+    if device.family in _ONE_PROGRAM:
+        tile = tile._replace(programs=1)
+    return tile._replace(**config)
 
 
 def _decode_default(problem: AttentionProblem, block_m: int) -> DecodeTile:
+    """About 32 KiB of keys and values a stage; as many rows as keep to registers beside them."""
     bytes_per_key = (problem.head_dim + problem.head_dim_v) * problem.dtype.itemsize
+    if problem.dtype == torch.float32 and bytes_per_key > 256:
+        block_m = 16
     if bytes_per_key <= 256:
         return DecodeTile(block_m, 128, 4, 3, 2)
     if bytes_per_key <= 512:
         return DecodeTile(block_m, 64, 4, 3, 2)
     if bytes_per_key <= 1024:
-        return DecodeTile(block_m, 32, 4, 3, 2)
-    return DecodeTile(block_m, 16, 8, 2, 1)
+        return DecodeTile(min(block_m, 32), 32, 4, 3, 2)
+    if problem.dtype == torch.float32:
+        return DecodeTile(block_m, 16, 8, 1, 1)
+    return DecodeTile(min(block_m, 32), 16, 8, 2, 1)
 
 
 class BackwardTiles(NamedTuple):

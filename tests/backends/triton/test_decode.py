@@ -1,86 +1,144 @@
-"""The even split of decode, over every number of programs and lengths of all kinds."""
+"""The decode kernel's shares: any lengths, any number of programs, in any order of arrival."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from random import Random
+from typing import Any
+from unittest.mock import patch
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from portattn.backends.common import definition
+from portattn.arguments import Options
 from portattn.dispatch.backend import AttentionTensors
-from portattn.dispatch.problem import AttentionProblem
+from tests.conformance.budget import check, expected, problem_of
+from tests.conformance.cases import Case, build, cached
 
-triton_backend = pytest.importorskip("portattn.backends.triton")
-tiles = pytest.importorskip("portattn.backends.triton.tiles")
+decode = pytest.importorskip("portattn.backends.triton.decode")
+launch = pytest.importorskip("portattn.backends.triton.launch")
+tl = pytest.importorskip("triton.language")
 
+SMALLEST = {"block_n": 16, "programs": 1}
+# Programs on the whole device: one, uneven shares, more than merge among themselves, and too many.
+PROGRAMS = (1, 2, 3, 7, 40)
 
-def _problem(lengths: list[int], queries: int, deterministic: bool = False) -> AttentionProblem:
-    return AttentionProblem(
-        "decode",
-        "cache",
-        torch.float32,
-        len(lengths),
-        queries,
-        max(lengths),
-        4,
-        2,
-        16,
-        16,
-        0.25,
-        causal=True,
-        window=(-1, 0),
-        deterministic=deterministic,
-    )
+# Failing cases are small enough as they are; the interpreter is too slow to shrink them.
+few = settings(max_examples=10, deadline=None, phases=(Phase.explicit, Phase.generate))
 
 
-def _tensors(lengths: list[int], queries: int, seed: int) -> AttentionTensors:
+@contextmanager
+def programs(count: int, sequences_at_once: int = 2, parts: int = 4) -> Iterator[None]:
+    """A device of that many multiprocessors, that scans and merges so much at a time."""
+    with (
+        patch.object(decode.tiles, "multiprocessors", lambda device: count),
+        patch.object(decode, "_SEQUENCES_AT_ONCE", sequences_at_once),
+        patch.object(decode, "PARTS", tl.constexpr(parts)),
+        patch.object(decode, "NEIGHBOURS", tl.constexpr(2)),
+    ):
+        yield
+
+
+@contextmanager
+def shuffled(seed: int) -> Iterator[None]:
+    """Interpreted programs run in a random order instead of by their ids."""
+    from triton.runtime.interpreter import interpreter_builder
+
+    set_grid_idx = interpreter_builder.set_grid_idx
+
+    def renamed(x: int, y: int, z: int) -> None:
+        order = list(range(interpreter_builder.grid_dim[0]))
+        Random(seed).shuffle(order)
+        set_grid_idx(order[x], y, z)
+
+    with patch.object(interpreter_builder, "set_grid_idx", renamed):
+        yield
+
+
+def built(case: Case, seed: int) -> tuple[AttentionTensors, Options]:
     generator = torch.Generator().manual_seed(seed)
+    made = build(case, torch.float32, torch.device("cpu"), generator)
+    return made.tensors, made.options
 
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
 
-    tensors = AttentionTensors(
-        normal(len(lengths), queries, 4, 16),
-        normal(len(lengths), max(lengths) + 3, 2, 16),
-        normal(len(lengths), max(lengths) + 3, 2, 16),
+def run(t: AttentionTensors, o: Options, **changes: Any) -> dict[str, Tensor]:
+    problem = replace(problem_of(t, o), **changes)
+    out, lse = decode.decode(t, problem, SMALLEST)
+    return {"out": out, "lse": lse}
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Few sequences of very different lengths, short ones and empty ones among them."""
+    keys = draw(st.lists(st.sampled_from((0, 1, 15, 16, 17, 48, 100, 333)), min_size=1, max_size=5))
+    heads, kv_heads = draw(st.sampled_from(((1, 1), (4, 2), (6, 1), (20, 1))))
+    return cached(
+        "shares",
+        draw(st.sampled_from((1, 1, 3))),
+        *keys,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=draw(st.sampled_from((16, 24))),
+        causal=True,
+        window=(draw(st.sampled_from((-1, -1, 20))), 0),
+        sinks=draw(st.booleans()),
+        page_size=draw(st.sampled_from((0, 12, 16))),
     )
-    tensors.seqused_k = torch.tensor(lengths, dtype=torch.int32)
-    return tensors
 
 
-@settings(max_examples=15, deadline=None)
+@few
 @given(
-    lengths=st.lists(st.integers(0, 400), min_size=1, max_size=5),
-    queries=st.sampled_from([1, 3]),
-    programs=st.sampled_from([1, 2, 3, 7, 18, 40]),
-    seed=st.integers(0, 2**30),
+    case=cases(),
+    count=st.sampled_from(PROGRAMS),
+    at_once=st.sampled_from((2, 1024)),
+    parts=st.sampled_from((4, 64)),
+    deterministic=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
 )
-def test_any_split_is_exact(
-    lengths: list[int], queries: int, programs: int, seed: int, on_cpu: torch.device
+def test_any_share(
+    case: Case,
+    count: int,
+    at_once: int,
+    parts: int,
+    deterministic: bool,
+    seed: int,
+    on_cpu: torch.device,
 ) -> None:
-    """Runs that begin and end anywhere, outputs over one program, some, or more than 16."""
-    lengths = [*lengths, 5]
-    tensors, problem = _tensors(lengths, queries, seed), _problem(lengths, queries)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "multiprocessors", lambda device: programs)
-        out, lse = triton_backend.TritonBackend().decode(
-            tensors, problem, {"block_n": 16, "programs": 1}
-        )
-    right, right_lse = definition.forward(tensors, problem)
-    torch.testing.assert_close(out, right, rtol=1e-5, atol=2e-6)
-    torch.testing.assert_close(lse, right_lse, rtol=1e-5, atol=2e-6)
+    """What the programs do together is the definition, and every counter is left at zero."""
+    t, o = built(case, seed)
+    with programs(count, at_once, parts):
+        got = run(t, o, deterministic=deterministic)
+    check(got, expected(t, o), torch.float32, f"{count} programs, {case}")
+    for counters in launch._COUNTERS.values():
+        assert not counters.any()
 
 
-def test_alone_and_in_a_batch_alike(on_cpu: torch.device) -> None:
-    """deterministic: a sequence's bits don't depend on the batch around it."""
-    backend = triton_backend.TritonBackend()
-    lengths = [700, 3, 311]
-    tensors = _tensors(lengths, 1, 7)
-    config = {"block_n": 16}
-    whole, whole_lse = backend.decode(tensors, _problem(lengths, 1, True), config)
-    for b, length in enumerate(lengths):
-        one = AttentionTensors(tensors.q[b : b + 1], tensors.k[b : b + 1], tensors.v[b : b + 1])
-        one.seqused_k = torch.tensor([length], dtype=torch.int32)
-        out, lse = backend.decode(one, _problem([length], 1, True), config)
-        assert torch.equal(out[0], whole[b]) and torch.equal(lse[0], whole_lse[b])
+@pytest.mark.parametrize("count", [3, 40])
+def test_any_order(count: int, on_cpu: torch.device) -> None:
+    """The bits don't depend on which program comes last."""
+    t, o = built(cached("order", 1, 300, 30, 333, heads=2, kv_heads=1), 0)
+    with programs(count):
+        first = run(t, o)
+        for seed in range(2):
+            with shuffled(seed):
+                again = run(t, o)
+            assert all(torch.equal(first[name], again[name]) for name in first), f"order {seed}"
+
+
+def test_deterministic_ignores_the_batch(on_cpu: torch.device) -> None:
+    """A sequence's bits are its own, wherever its programs stand among those of the others."""
+    lengths = (300, 40, 4500, 600)
+    t, o = built(cached("batch", 1, *lengths, heads=2, kv_heads=1), 1)
+    with programs(3):
+        whole = run(t, o, deterministic=True)
+        for b in range(len(lengths)):
+            used = t.seqused_k[b : b + 1] if t.seqused_k is not None else None
+            one = replace(t, q=t.q[b : b + 1], k=t.k[b : b + 1], v=t.v[b : b + 1], seqused_k=used)
+            alone = run(one, o, deterministic=True)
+            for name in whole:
+                assert torch.equal(alone[name][0], whole[name][b]), f"{name} of sequence {b}"
