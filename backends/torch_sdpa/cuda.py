@@ -125,6 +125,12 @@ class CudaFlash:
             reasons.append("no paged or cached keys")
         if problem.softmax_scale <= 0:
             reasons.append("its maxima assume a positive softmax_scale")
+        left, right = problem.window
+        more_keys = problem.layout == "dense" and problem.seqlen_q <= problem.seqlen_k
+        if left >= 0 and right < 0 and not more_keys:
+            # It takes an unbounded right side for seqlen_k keys, which ends before the last key
+            # for the first of many queries.
+            reasons.append("a window without a right side needs as many keys as queries")
         if problem.operation == "backward" and problem.deterministic:
             reasons.append("its backward is not deterministic")
         return reasons

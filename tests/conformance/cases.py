@@ -79,7 +79,7 @@ _WINDOWS = [
         (5, -1, False),
         (100, 100, True),
     )
-]
+] + [dense("window 5,-1 of more queries than keys", 1, 40, 12, window=(5, -1))]
 _LENGTHS = [
     dense(f"length {q}x{k}", 1, q, k)
     for q, k in ((1, 1), (2, 3), (63, 65), (64, 64), (65, 63), (127, 129), (128, 257), (200, 211))
