@@ -61,6 +61,12 @@ class FlashAttnBackend:
             reasons.append("no leftpad with pages")
         if problem.page_size and problem.operation == "backward":
             reasons.append("no gradient of pages")
+        left, right = problem.window
+        more_keys = problem.layout == "dense" and problem.seqlen_q <= problem.seqlen_k
+        if left >= 0 and right < 0 and problem.seqlen_q > 1 and not more_keys:
+            # An unbounded right side stands for seqlen_k keys, which ends before the last key for
+            # the first of many queries.
+            reasons.append("a window without a right side needs as many keys as queries")
         if device.type == "cuda":
             cause = missing(_PACKAGE, _OLDEST)
             reasons += [] if cause is None else [cause]
