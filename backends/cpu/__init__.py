@@ -103,9 +103,9 @@ class CpuBackend:
         if compiled is not None:
             if _is_decode(problem):
                 block_n = config.get("block_n", 0)
-                return decode(compiled, tensors, problem, block_n, library.threads())
+                return decode(compiled, tensors, problem, block_n, _threads(problem))
             if not reasons_against_prefill(problem):
-                return prefill_forward(compiled, tensors, problem, config, library.threads())
+                return prefill_forward(compiled, tensors, problem, config, _threads(problem))
         return torch_tiles.forward(tensors, problem, config)
 
     decode = forward
@@ -123,10 +123,24 @@ class CpuBackend:
         compiled = library.load()
         given = (grad_out, grad_lse, out, lse, tensors, problem)
         if compiled is not None and not reasons_against_prefill(problem):
-            grads = prefill_backward(compiled, *given, library.threads())
+            grads = prefill_backward(compiled, *given, _threads(problem))
             if grads is not None:
                 return grads
         return torch_tiles.backward(*given, config)
+
+
+# Multiply-adds worth another thread, about 0.1 ms each: torch's own threads still spin on their
+# cores after an operator, and one of ours that waits for a core holds all of them up.
+_WORTH_A_THREAD = {True: 2e6, False: 8e6}
+
+
+def _threads(problem: AttentionProblem) -> int:
+    """How many threads share a problem, the caller's included; results don't depend on it."""
+    dims = problem.head_dim + problem.head_dim_v
+    queries = problem.rows * problem.heads
+    work = queries * problem.seqlen_k * dims * (0.5 if problem.causal else 1.0)
+    enough = int(work / _WORTH_A_THREAD[_is_decode(problem)])
+    return max(1, min(library.threads(), enough))
 
 
 def _is_decode(problem: AttentionProblem) -> bool:
