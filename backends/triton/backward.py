@@ -56,6 +56,7 @@ from portattn.backends.triton.primitives import (
     key_span,
     query_span,
     store_rows,
+    tile_spans,
     visible_keys,
     whole_keys,
 )
@@ -237,10 +238,7 @@ def dkv_kernel(
     last_key = tl.minimum(tile * BLOCK_N + BLOCK_N, seqlen_k) - 1
     lo, hi = visible_rows(terms, seqlen_q, seqlen_k, tile * BLOCK_N, last_key)
     whole_lo, whole_hi = whole_rows(terms, seqlen_q, seqlen_k, tile * BLOCK_N, last_key)
-    lo = lo // BLOCK_M * BLOCK_M
-    whole_lo = tl.minimum(tl.cdiv(whole_lo, BLOCK_M) * BLOCK_M, tl.cdiv(hi, BLOCK_M) * BLOCK_M)
-    whole_lo = tl.maximum(whole_lo, lo)
-    whole_hi = tl.maximum(whole_hi // BLOCK_M * BLOCK_M, whole_lo)
+    lo, whole_lo, whole_hi = tile_spans(lo, hi, whole_lo, whole_hi, BLOCK_M)
 
     dk0 = tl.zeros([BLOCK_N, D0], tl.float32)
     dk1 = tl.zeros([BLOCK_N, D1 if D1 > 0 else 1], tl.float32)
@@ -348,10 +346,7 @@ def dq_kernel(
     last_row = tl.minimum(tile * BLOCK_M + BLOCK_M, seqlen_q) - 1
     lo, hi = visible_keys(terms, seqlen_q, seqlen_k, tile * BLOCK_M, last_row)
     whole_lo, whole_hi = whole_keys(terms, seqlen_q, seqlen_k, tile * BLOCK_M, last_row)
-    lo = lo // BLOCK_N * BLOCK_N
-    whole_lo = tl.minimum(tl.cdiv(whole_lo, BLOCK_N) * BLOCK_N, tl.cdiv(hi, BLOCK_N) * BLOCK_N)
-    whole_lo = tl.maximum(whole_lo, lo)
-    whole_hi = tl.maximum(whole_hi // BLOCK_N * BLOCK_N, whole_lo)
+    lo, whole_lo, whole_hi = tile_spans(lo, hi, whole_lo, whole_hi, BLOCK_N)
 
     dq0 = tl.zeros([BLOCK_M, D0], tl.float32)
     dq1 = tl.zeros([BLOCK_M, D1 if D1 > 0 else 1], tl.float32)

@@ -32,6 +32,7 @@ from portattn.backends.triton.primitives import (
     scores,
     softmax_step,
     store_rows,
+    tile_spans,
     visible_keys,
     whole_keys,
 )
@@ -157,10 +158,7 @@ def forward_kernel(
     last_row = tl.minimum(tile * BLOCK_M + BLOCK_M, seqlen_q) - 1
     lo, hi = visible_keys(terms, seqlen_q, seqlen_k, tile * BLOCK_M, last_row)
     whole_lo, whole_hi = whole_keys(terms, seqlen_q, seqlen_k, tile * BLOCK_M, last_row)
-    lo = lo // BLOCK_N * BLOCK_N
-    whole_lo = tl.minimum(tl.cdiv(whole_lo, BLOCK_N) * BLOCK_N, tl.cdiv(hi, BLOCK_N) * BLOCK_N)
-    whole_lo = tl.maximum(whole_lo, lo)
-    whole_hi = tl.maximum(whole_hi // BLOCK_N * BLOCK_N, whole_lo)
+    lo, whole_lo, whole_hi = tile_spans(lo, hi, whole_lo, whole_hi, BLOCK_N)
 
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)

@@ -151,6 +151,19 @@ def whole_keys(terms, seqlen_q, seqlen_k, first_row, last_row):
 
 
 @triton.jit
+def tile_spans(lo, hi, whole_lo, whole_hi, BLOCK: tl.constexpr):
+    """(start, whole start, whole end) of the tiles over lo .. hi, in multiples of BLOCK.
+
+    Tiles between the last two lie in whole_lo .. whole_hi and need no mask; those before and after
+    them do.
+    """
+    start = lo // BLOCK * BLOCK
+    whole_start = tl.minimum(tl.cdiv(whole_lo, BLOCK) * BLOCK, tl.cdiv(hi, BLOCK) * BLOCK)
+    whole_start = tl.maximum(whole_start, start)
+    return start, whole_start, tl.maximum(whole_hi // BLOCK * BLOCK, whole_start)
+
+
+@triton.jit
 def key_offsets(extents, operand, row, b, first, start, lanes, seqlen_k, WIDE: tl.constexpr):
     """Offsets in elements of keys start + lanes of one sequence in k or v, without head and dim."""
     if extents.block_table is not None:

@@ -12,13 +12,13 @@ from portattn.dispatch.problem import AttentionProblem
 
 # Legal values of each kernel's parameters; profiles are checked against them.
 KERNELS = {
-    "triton.forward": {
+    "forward": {
         "block_m": (16, 32, 64, 128, 256),
         "block_n": (16, 32, 64, 128, 256),
         "warps": (1, 2, 4, 8),
         "stages": (1, 2, 3, 4, 5),
     },
-    "triton.decode": {
+    "decode": {
         "block_m": (16, 32, 64, 128),
         "block_n": (16, 32, 64, 128, 256),
         "warps": (1, 2, 4, 8),
@@ -26,7 +26,7 @@ KERNELS = {
         "programs": (1, 2, 3, 4, 6, 8),
     },
     # The pass that owns keys (dk and dv) and the pass that owns rows (dq).
-    "triton.backward": {
+    "backward": {
         "dkv_block_m": (16, 32, 64, 128),
         "dkv_block_n": (16, 32, 64, 128),
         "dkv_warps": (4, 8),

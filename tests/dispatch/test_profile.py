@@ -17,6 +17,7 @@ from portattn.dispatch import profile_yaml, registry
 from portattn.dispatch.device import Device
 from portattn.dispatch.problem import OPERATIONS, AttentionProblem
 from portattn.dispatch.profile_schema import Range, Rule, When
+from portattn.errors import BackendUnavailableError
 
 Write = Callable[..., Path]
 
@@ -216,3 +217,21 @@ def test_a_profile_cant_be_changed() -> None:
         profile.name = "other"
     with pytest.raises(AttributeError):
         profile.preference["forward"].append("cpu")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_a_profile_may_have_rules_for_every_kernel_of_a_backend(name: str, write: Write) -> None:
+    try:
+        kernels = registry.load(name).capability.kernels
+    except BackendUnavailableError as error:
+        pytest.skip(f"its kernels can't be asked for: {error}")
+    assert set(kernels) <= set(OPERATIONS)
+    rules = {
+        f"{name}.{kernel}": [{"use": {key: legal[0] for key, legal in parameters.items()}}]
+        for kernel, parameters in kernels.items()
+    }
+    preference = dict.fromkeys(OPERATIONS, [name, "reference"] if name != "reference" else [name])
+    text = yaml.safe_dump(
+        {"schema": 1, "name": "mine", "match": {}, "preference": preference, "kernels": rules}
+    )
+    assert set(profiles.load_file(write(text)).kernels) == set(rules)

@@ -1,0 +1,44 @@
+"""`portattn doctor --build`: one backend that is missing keeps none of the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from portattn.dispatch import registry
+from portattn.errors import BackendUnavailableError
+from tests.cli.conftest import Run
+
+
+def _with(monkeypatch: pytest.MonkeyPatch, build: Any) -> None:
+    """A registry of a backend whose import fails, before one with a library."""
+
+    class Backend:
+        library_state = staticmethod(lambda: ("somewhere", ""))
+        build_library = staticmethod(build)
+
+    def load(name: str) -> Any:
+        if name == "absent":
+            raise BackendUnavailableError(name, "no module of its own")
+        return Backend()
+
+    monkeypatch.setattr("portattn.cli.doctor.CHECKS", ())
+    monkeypatch.setattr(registry, "names", lambda: ("absent", "present"))
+    monkeypatch.setattr(registry, "load", load)
+
+
+def test_an_absent_backend_is_passed_over(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    _with(monkeypatch, lambda: "/somewhere/library.so")
+    result = run("doctor", "--build")
+    assert result.exit_code == 0, result.output
+    assert "built /somewhere/library.so" in result.output
+
+
+def test_a_build_that_fails_is_an_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> str:
+        raise BackendUnavailableError("present", "no compiler")
+
+    _with(monkeypatch, fail)
+    with pytest.raises(BackendUnavailableError, match="no compiler"):
+        run("doctor", "--build")
