@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -129,4 +129,30 @@ class HasLibrary(Protocol):
 
     def build_library(self) -> str:
         """Compile the library into the cache folder; its path. Raises BackendUnavailableError."""
+        ...
+
+
+@runtime_checkable
+class HasTuningReasons(Protocol):
+    """A backend that knows, before anything is compiled, which configurations a device can't take.
+
+    `kernel` is "backend.operation", as in profiles.
+    """
+
+    def tuning_reasons_against(
+        self, kernel: str, config: Config, problem: AttentionProblem, device: Device
+    ) -> list[str]:
+        """Why a legal configuration can't run the problem there, as the shared memory or the
+        registers it would need against those there are; empty when it may."""
+        ...
+
+
+@runtime_checkable
+class HasTuningSpace(Protocol):
+    """A backend that narrows the product of its legal values to what is worth measuring."""
+
+    def tuning_space(
+        self, kernel: str, problem: AttentionProblem, device: Device
+    ) -> Iterable[Config]:
+        """Configurations of a kernel, each of legal values."""
         ...

@@ -1,6 +1,7 @@
 """Roofline estimates: what a problem must compute and move, and how fast a profile says that is.
 
-Everything here is modelled, nothing measured.
+Times are modelled. The rates behind them are the profile's: data sheets', or those that
+`portattn tune` measured on the device.
 """
 
 from __future__ import annotations
@@ -30,29 +31,66 @@ class Estimate:
     bound: str | None
 
 
+@dataclass(frozen=True)
+class Rates:
+    """How fast a device computes and moves, in 1e12 operations/s by dtype and in 1e9 bytes/s.
+
+    `bandwidth_gbs` is of its own memory, `host_gbs` of its link to the host and `peer_gbs` to
+    another device, in one direction. None is unknown. `measured_on` says where the first two, and
+    `link_measured_on` where the links were measured; None for a data sheet's peaks.
+    """
+
+    tflops: Mapping[str, float]
+    bandwidth_gbs: float | None
+    host_gbs: float | None
+    peer_gbs: float | None
+    measured_on: str | None
+    link_measured_on: str | None
+
+    def tflops_of(self, dtype: torch.dtype) -> float | None:
+        """A dtype's own rate; a half type without one is computed in float32."""
+        rate = self.tflops.get(str(dtype).removeprefix("torch."))
+        if rate is None and dtype.itemsize == 2:
+            rate = self.tflops.get("float32")
+        return rate
+
+
+def rates(profile: HardwareProfile, cores: int = 0) -> Rates:
+    """What a profile knows of its device's speed; `cores` multiplies rates stated per core.
+
+    A planner that divides work between devices asks here, with `profile.for_device(device)` and
+    `device.cores`: after `portattn tune` the answer is measured, before it is the data sheet's.
+    """
+    facts, links = profile.device, profile.links
+    cores = facts.cores or cores
+    tflops: dict[str, float] = {}
+    if cores:
+        tflops.update({name: rate * cores for name, rate in facts.tflops_per_core.items()})
+    tflops.update({name: rate for name, rate in facts.tflops.items()})
+    bandwidth = facts.bandwidth_gbs or (facts.bandwidth_gbs_per_core or 0) * cores
+    return Rates(
+        tflops=tflops,
+        bandwidth_gbs=bandwidth or None,
+        host_gbs=links.host_gbs,
+        peer_gbs=links.peer_gbs,
+        measured_on=facts.source,
+        link_measured_on=links.source,
+    )
+
+
 def estimate(problem: AttentionProblem, profile: HardwareProfile, cores: int = 0) -> Estimate:
     """The time no kernel can beat on this hardware, by its stated rates.
 
     `cores` multiplies rates that the profile states per core.
     """
     flops, moved = flop_count(problem), byte_count(problem)
-    facts, cores = profile.device, profile.device.cores or cores
-    rates = facts.tflops or {name: rate * cores for name, rate in facts.tflops_per_core.items()}
-    tflops = _rate(problem.dtype, {str(name): rate for name, rate in rates.items()})
-    bandwidth = facts.bandwidth_gbs or (facts.bandwidth_gbs_per_core or 0) * cores
-    if not tflops or not bandwidth:
+    known = rates(profile, cores)
+    tflops = known.tflops_of(problem.dtype)
+    if not tflops or not known.bandwidth_gbs:
         return Estimate(flops, moved, None, None)
-    compute, memory = flops / (tflops * 1e12), moved / (bandwidth * 1e9)
+    compute, memory = flops / (tflops * 1e12), moved / (known.bandwidth_gbs * 1e9)
     bound = "compute" if compute >= memory else "memory"
     return Estimate(flops, moved, max(compute, memory), bound)
-
-
-def _rate(dtype: torch.dtype, rates: Mapping[str, float]) -> float | None:
-    """A dtype's own rate; a half type without one is computed in float32."""
-    rate = rates.get(str(dtype).removeprefix("torch."))
-    if rate is None and dtype.itemsize == 2:
-        rate = rates.get("float32")
-    return rate
 
 
 def flop_count(problem: AttentionProblem) -> float:

@@ -147,6 +147,8 @@ def rule(profile: HardwareProfile, kernel: str, problem: AttentionProblem) -> Ru
     for number, candidate in enumerate(profile.kernels.get(kernel, ()), 1):
         if candidate.when is None or candidate.when.holds(problem):
             source = f"profile {profile.name}: {kernel} rule {number}"
+            if candidate.basis is not None:
+                source += f", {candidate.basis}"
             return RuleMatch(MappingProxyType(dict(candidate.use)), source)
     return RuleMatch(MappingProxyType({}), "the kernel's own defaults")
 

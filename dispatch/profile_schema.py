@@ -110,6 +110,7 @@ class DeviceFacts(_Model):
     tflops: Mapping[Dtype, _Positive] = Field(default_factory=dict)
     tflops_per_core: Mapping[Dtype, _Positive] = Field(default_factory=dict)
     bandwidth_gbs_per_core: _Positive | None = None
+    source: _Text | None = None  # where measured rates were measured, and with what
 
 
 class Links(_Model):
@@ -117,6 +118,7 @@ class Links(_Model):
 
     host_gbs: _Positive | None = None
     peer_gbs: _Positive | None = None
+    source: _Text | None = None
 
 
 class When(_Model):
@@ -158,16 +160,22 @@ def fact(problem: AttentionProblem, name: str) -> Any:
 
 
 class Rule(_Model):
-    """Kernel parameters, for the problems that meet `when`."""
+    """Kernel parameters, for the problems that meet `when`.
+
+    `basis` says how they were found: "tuned" by measuring on such a device, or "derived" from its
+    limits or from a kindred class of problems.
+    """
 
     when: When | None = None
     use: _Sizes
+    basis: Literal["tuned", "derived"] | None = None
 
 
 class Measurement(_Model):
     """A time taken on this device, in microseconds, for the problems that meet `when`.
 
-    `config` is the configuration it was taken with, `versions` what it was taken on.
+    `config` is the configuration it was taken with, `versions` what it was taken on, `at` the very
+    problem: others of the class take another time, but rank the backends alike.
     """
 
     backend: str
@@ -176,6 +184,7 @@ class Measurement(_Model):
     microseconds: _Positive
     config: _Sizes = Field(default_factory=dict)
     versions: Mapping[str, str] = Field(default_factory=dict)
+    at: _Text | None = None
 
 
 _Preference = Mapping[

@@ -73,6 +73,10 @@ class ProfileError(PortattnError, ValueError):
         super().__init__(f"{place}: {problem}" if key is None else f"{place}: {key}: {problem}")
 
 
+class TuningError(PortattnError, RuntimeError):
+    """Tuning can't begin or go on: another tuner is at work, or the device stopped answering."""
+
+
 class CacheFullError(PortattnError, RuntimeError):
     """A KV cache has no room for what should be appended; the cache is unchanged."""
 

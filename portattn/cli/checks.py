@@ -136,7 +136,9 @@ def own_profiles() -> Iterator[Finding]:
     """PORTATTN_PROFILE and the overlays in the user's configuration folder."""
     chosen = os.environ.get("PORTATTN_PROFILE")
     folder = profiles.overlay_path("any").parent
-    overlays = sorted(folder.iterdir()) if folder.is_dir() else []
+    # A tuner that is at work, or was killed at it, leaves a file with a leading dot.
+    files = folder.iterdir() if folder.is_dir() else ()
+    overlays = sorted(file for file in files if not file.name.startswith("."))
     if not chosen and not overlays:
         yield Finding("ok", "profiles of your own", "none")
     if chosen:

@@ -1,0 +1,314 @@
+"""One target's contest: candidates are checked and tried once, the best are timed in turns.
+
+Every step is read from the journal where it is there already, so that a contest goes on where it
+was interrupted, whenever that was.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from portattn.dispatch import profile as profiles
+from portattn.dispatch import registry, select
+from portattn.dispatch.backend import Backend, Config
+from portattn.dispatch.device import Device
+from portattn.dispatch.profile_schema import HardwareProfile
+from portattn.errors import BackendUnavailableError, TuningError
+from portattn.tuning import candidates, clock, inputs
+from portattn.tuning.budget import Budget
+from portattn.tuning.candidates import Kernel, written
+from portattn.tuning.journal import Journal
+from portattn.tuning.judge import Judge
+from portattn.tuning.outcome import Outcome, Standing
+from portattn.tuning.targets import Target
+
+ROUNDS = 9
+# With fewer rounds nothing is decided.
+LEAST_ROUNDS = 3
+FINALISTS = 4
+# A candidate this much slower than the best isn't sampled again.
+HOPELESS = 3.0
+# Less than this is noise: what ran before stays.
+MARGIN = 0.98
+# A candidate that was begun this often without an end has taken the process down with it.
+CRASHES = 2
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A backend with a configuration, timed in the final rounds."""
+
+    backend: str
+    config: dict[str, int]
+    role: str  # "before", "candidate" or "rival"
+
+    @property
+    def key(self) -> list[Any]:
+        """What the journal knows it by."""
+        return [self.backend, self.config]
+
+
+@dataclass
+class Contest:
+    """The candidates of some kernels for one target, against every other backend."""
+
+    target: Target
+    kernels: Sequence[Kernel]
+    device: Device
+    profile: HardwareProfile
+    journal: Journal
+    budget: Budget
+    tell: Tell
+    _made: tuple[inputs.Inputs, Judge] | None = field(default=None, init=False)
+    _sound: dict[str, str | None] = field(default_factory=dict, init=False)
+
+    def run(self) -> Outcome | None:
+        """The outcome, from the journal or measured; None when the budget ended first."""
+        for record in self.journal.of(event="result", target=self.target.name):
+            return Outcome.from_record(record["outcome"])
+        entries = self._entries()
+        if not entries:
+            return None
+        rounds = self._rounds(entries)
+        if len(rounds) < LEAST_ROUNDS:
+            return None
+        outcome = self._outcome(entries, rounds)
+        self.journal.add(event="result", target=self.target.name, outcome=outcome.as_record())
+        return outcome
+
+    # Screening: every candidate is checked, then timed once or twice.
+
+    def _entries(self) -> list[Entry]:
+        for record in self.journal.of(event="final", target=self.target.name):
+            return [Entry(*item) for item in record["entries"]]
+        entries: list[Entry] = []
+        for kernel in self.kernels:
+            before = self._before(kernel)
+            self._screen(kernel, before)
+            entries += self._finalists(kernel, before)
+        if not entries:
+            return []
+        entries += self._rivals()
+        shown = [[entry.backend, entry.config, entry.role] for entry in entries]
+        self.journal.add(event="final", target=self.target.name, entries=shown)
+        return entries
+
+    def _before(self, kernel: Kernel) -> dict[str, int]:
+        match = profiles.rule(self.profile, kernel.name, self.target.problem)
+        return dict(match.config)
+
+    def _screen(self, kernel: Kernel, before: dict[str, int]) -> None:
+        """What runs now, then always what is nearest to the best so far, while time lasts."""
+        share = self.budget.part(0.6 / len(self.kernels))
+        left = candidates.configurations(kernel, self.target.problem, self.device)
+        if before not in left:
+            left.insert(0, before)
+        known = {str(record["config"]): record for record in self._tried(kernel)}
+        left = [config for config in left if str(config) not in known]
+        times = [(r["us"], r["config"]) for r in known.values() if r["event"] == "screened"]
+        while left and not share.over:
+            centre = min(times, key=lambda item: item[0])[1] if times else before
+            config = before
+            if config not in left:
+                config = candidates.nearest(left, centre, kernel.parameters)
+            left.remove(config)
+            best = min((us for us, _ in times), default=None)
+            us = self._try(kernel, config, best)
+            if us is not None:
+                times.append((us, config))
+
+    def _tried(self, kernel: Kernel) -> Iterator[dict[str, Any]]:
+        yield from self.journal.of(target=self.target.name, kernel=kernel.name, event="screened")
+        yield from self.journal.of(target=self.target.name, kernel=kernel.name, event="refused")
+
+    def _try(self, kernel: Kernel, config: dict[str, int], best: float | None) -> float | None:
+        """Check a candidate and time it; None, with the reason in the journal, if it's no good."""
+        place = {"target": self.target.name, "kernel": kernel.name, "config": config}
+        self.tell(f"{kernel.name}: {written(config)}")
+        problem = self.target.problem
+        reasons = candidates.reasons_against(kernel, config, problem, self.device)
+        begun = len(list(self.journal.of(event="trying", **place)))
+        if begun >= CRASHES:
+            reasons.append(f"the process ended {begun} times while it ran")
+        if not reasons:
+            self.journal.add(event="trying", **place)
+            reason, ratio = self._verdict(kernel.runner, config)
+            reasons += [reason] if reason else []
+        if reasons:
+            self.journal.add(event="refused", reason="; ".join(reasons), **place)
+            return None
+        us = self._screening_time(kernel.runner, config, best)
+        self.journal.add(event="screened", us=us, error_ratio=ratio, **place)
+        return us
+
+    def _screening_time(self, backend: Backend, config: Config, best: float | None) -> float:
+        run, place = self._call(backend, config), inputs.where(self.device)
+        once = clock.seconds(run, place)
+        if best is not None and once * 1e6 > HOPELESS * best:
+            return once * 1e6
+        repeats = clock.repeats_for(once)
+        return min(once, *(clock.seconds(run, place, repeats) for _ in range(2))) * 1e6
+
+    def _verdict(self, backend: Backend, config: Config) -> tuple[str | None, float]:
+        """Why a candidate can't be taken, or None; and its error over what is allowed."""
+        _, judge = self._problem()
+        try:
+            ratio = judge.error_ratio(self._call(backend, config)())
+        except Exception as error:  # whatever a candidate meets is the reason against it
+            self._still_alive()
+            first = (str(error).strip().splitlines() or [""])[0]
+            return f"{type(error).__name__}: {first[:160]}", float("inf")
+        if not ratio <= 1.0:
+            return f"wrong: {ratio:.3g} times the allowed error", ratio
+        return None, ratio
+
+    def _still_alive(self) -> None:
+        """An illegal access leaves a device that refuses everything: the next process goes on."""
+        import torch
+
+        try:
+            torch.zeros(1, device=inputs.where(self.device)).add_(1).item()
+        except RuntimeError as error:
+            raise TuningError(
+                f"the device stopped answering ({error}); run it again to go on without the "
+                "candidate that did it"
+            ) from error
+
+    def _problem(self) -> tuple[inputs.Inputs, Judge]:
+        if self._made is None:
+            self.tell("computing the float64 reference")
+            made = inputs.make(self.target.problem, inputs.where(self.device))
+            self._made = made, Judge(made)
+        return self._made
+
+    def _call(self, backend: Backend, config: Config) -> Callable[[], inputs.Results]:
+        return inputs.call(backend, self._problem()[0], config)
+
+    # Final rounds: the best of each kernel, what ran before, and every other backend, in turns.
+
+    def _finalists(self, kernel: Kernel, before: dict[str, int]) -> list[Entry]:
+        sound = [r for r in self._tried(kernel) if r["event"] == "screened"]
+        ranked = [r["config"] for r in sorted(sound, key=lambda r: float(r["us"]))]
+        entries = [Entry(kernel.backend, before, "before")] if before in ranked else []
+        others = [config for config in ranked if config != before][:FINALISTS]
+        return entries + [Entry(kernel.backend, config, "candidate") for config in others]
+
+    def _rivals(self) -> list[Entry]:
+        """Every other backend of the profile that can run the problem, as it is configured now."""
+        problem, tuned = self.target.problem, {kernel.backend for kernel in self.kernels}
+        rivals = []
+        for name in self.profile.preference_for(problem.operation):
+            if name in tuned or name == "reference":
+                continue
+            try:
+                backend = registry.load(name)
+            except BackendUnavailableError:
+                continue
+            if backend.reasons_against(problem, self.device):
+                continue
+            if select.probe_failure(name, self.device) is None:
+                match = profiles.rule(self.profile, f"{name}.{problem.operation}", problem)
+                rivals.append(Entry(name, dict(match.config), "rival"))
+        return rivals
+
+    def _rounds(self, entries: Sequence[Entry]) -> list[list[float]]:
+        """Microseconds of every entry in each complete round."""
+        rounds = self._complete_rounds(entries)
+        share = self.budget.part(1.0)
+        number = 1 + max(
+            (r["round"] for r in self.journal.of(event="sample", target=self.target.name)),
+            default=0,
+        )
+        while len(rounds) < ROUNDS:
+            limit = self.budget.whole if len(rounds) < LEAST_ROUNDS else share
+            if limit.over:
+                break
+            self.tell(f"round {len(rounds) + 1} of {ROUNDS}: {len(entries)} in turns")
+            times = self._round(entries, number, limit)
+            if times is not None:
+                rounds.append(times)
+            number += 1
+        return rounds
+
+    def _complete_rounds(self, entries: Sequence[Entry]) -> list[list[float]]:
+        samples: dict[int, dict[int, float]] = {}
+        for record in self.journal.of(event="sample", target=self.target.name):
+            samples.setdefault(record["round"], {})[record["entry"]] = record["us"]
+        return [
+            [times[index] for index in range(len(entries))]
+            for times in samples.values()
+            if len(times) == len(entries)
+        ]
+
+    def _round(self, entries: Sequence[Entry], number: int, limit: Any) -> list[float] | None:
+        """One sample of each; who begins changes from round to round."""
+        times: dict[int, float] = {}
+        for turn in range(len(entries)):
+            index = (turn + number) % len(entries)
+            entry = entries[index]
+            if limit.over:
+                return None
+            us = self._sample(entry)
+            self.journal.add(
+                event="sample", target=self.target.name, round=number, entry=index, us=us
+            )
+            times[index] = us
+        return [times[index] for index in range(len(entries))]
+
+    def _sample(self, entry: Entry) -> float:
+        """Checked in this process before its first sample, whatever the journal says."""
+        backend = registry.load(entry.backend)
+        known = str(entry.key)
+        if known not in self._sound:
+            self._sound[known], _ = self._verdict(backend, entry.config)
+        if self._sound[known] is not None:
+            return float("inf")
+        run, place = self._call(backend, entry.config), inputs.where(self.device)
+        once = clock.seconds(run, place)
+        return clock.seconds(run, place, clock.repeats_for(once)) * 1e6
+
+    # Who won.
+
+    def _outcome(self, entries: Sequence[Entry], rounds: Sequence[Sequence[float]]) -> Outcome:
+        """Scores are medians of the ratio to the round's fastest: rounds of another day, or of a
+        slower moment, compare."""
+        floor = [min(times) for times in rounds]
+        scores = [
+            statistics.median(
+                times[index] / base for times, base in zip(rounds, floor, strict=True)
+            )
+            for index in range(len(entries))
+        ]
+        medians = [
+            statistics.median(times[index] for times in rounds) for index in range(len(entries))
+        ]
+        standings = [
+            Standing(entry.backend, entry.config, entry.role, us, score)
+            for entry, us, score in zip(entries, medians, scores, strict=True)
+            if us != float("inf")
+        ]
+        refused = [
+            [record["kernel"], record["config"], record["reason"]]
+            for record in self.journal.of(event="refused", target=self.target.name)
+        ]
+        refused += [
+            [entry.backend, entry.config, self._sound.get(str(entry.key)) or "failed"]
+            for entry, us in zip(entries, medians, strict=True)
+            if us == float("inf")
+        ]
+        return Outcome(
+            target=self.target.name,
+            problem=str(self.target.problem),
+            operation=self.target.problem.operation,
+            tuned=tuple(kernel.backend for kernel in self.kernels),
+            rounds=len(rounds),
+            tried=len(list(self.journal.of(event="screened", target=self.target.name))),
+            standings=tuple(standings),
+            refused=tuple((str(k), dict(c), str(r)) for k, c, r in refused),
+            margin=MARGIN,
+        )

@@ -1,0 +1,258 @@
+"""tune(): measures a device's kernels and writes the overlay that dispatch obeys."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from portattn.dispatch import profile as profiles
+from portattn.dispatch import registry, select
+from portattn.dispatch.device import Device
+from portattn.dispatch.profile_schema import HardwareProfile
+from portattn.errors import ArgumentError, BackendUnavailableError
+from portattn.tuning import candidates, inputs, journal, overlay, targets
+from portattn.tuning.budget import Limit, shared
+from portattn.tuning.candidates import Kernel
+from portattn.tuning.contest import Contest
+from portattn.tuning.journal import Journal
+from portattn.tuning.outcome import Outcome
+from portattn.tuning.targets import Target
+
+_LIBRARIES = ("torch", "triton", "cupy-cuda12x", "torch-npu", "triton-ascend")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is being done: which target of how many, and seconds of the budget that are used."""
+
+    target: str
+    number: int
+    of: int
+    text: str
+    elapsed: float
+    budget: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What tune() did.
+
+    `outcomes` are the decided targets, of this run and of earlier ones; `open` those that the
+    budget or an interruption left, with what was measured of them in the journal; `skipped` those
+    that no kernel can run, with the reasons.
+    """
+
+    device: Device
+    profile: str
+    outcomes: tuple[Outcome, ...]
+    open: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+    overlay: Path | None
+    journal: Path
+    interrupted: bool
+    resumed: int  # measurements that the journal had when the run began
+    seconds: float
+
+
+Progress = Callable[[Step], None]
+
+
+def tune(
+    device: Device,
+    *,
+    kernels: Sequence[str] = (),
+    problems: Sequence[str] = (),
+    budget: float = 120.0,
+    again: bool = False,
+    progress: Progress | None = None,
+    among: Sequence[Target] | None = None,
+) -> Report:
+    """Measure kernels' configurations on a device and write what is best into the overlay.
+
+    `kernels` are names such as "cpu.forward", all that the device has by default; `problems` words
+    of the targets' names, as "decode-d128"; `among` targets of your own instead of the usual ones.
+    `budget` is in seconds: nothing new begins after them. Each candidate is compared with the
+    float64 reference before it is timed. Every measurement is in the journal before the next one
+    begins: after an interruption, or a crash, the same call goes on. `again` forgets what the
+    journal knows of the chosen targets. A keyboard interrupt ends with the report so far.
+
+    Tile sizes fix the order of reduction: a changed rule changes results in their last bits.
+    Raises ArgumentError, TuningError, ProfileError.
+    """
+    begun = time.monotonic()
+    chosen = targets.chosen(targets.usual(device) if among is None else among, problems)
+    found = candidates.kernels(device, kernels)
+    profile = profiles.for_device(device)
+    pairs, skipped = _pairs(chosen, found, device)
+    file = journal.path(profile.name)
+    with Journal(file, context(device, found)) as book:
+        if again:
+            for target, _ in pairs:
+                book.forget(target.name)
+        resumed = len(book.records)
+        run = _Run(device, profile, pairs, book, budget, begun, progress)
+        interrupted = run.interrupted_by_user()
+    select.forget()
+    return Report(
+        device=device,
+        profile=profile.name,
+        outcomes=tuple(run.outcomes),
+        open=tuple(t.name for t, _ in pairs if t.name not in {o.target for o in run.outcomes}),
+        skipped=tuple(skipped),
+        overlay=run.written,
+        journal=file,
+        interrupted=interrupted,
+        resumed=resumed,
+        seconds=time.monotonic() - begun,
+    )
+
+
+def context(device: Device, kernels: Sequence[Kernel]) -> str:
+    """What measurements must have in common to be compared: device, threads, versions."""
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    shown = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return f"{device} {device.cores} cores{threads}; {shown}"
+
+
+def versions() -> dict[str, str]:
+    """portattn's and those of the libraries that compile or run kernels."""
+    import portattn
+
+    found = {"portattn": portattn.__version__}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _pairs(
+    chosen: Sequence[Target], found: Sequence[Kernel], device: Device
+) -> tuple[list[tuple[Target, list[Kernel]]], list[tuple[str, str]]]:
+    """The targets with the kernels that can run them, and those that none can, with reasons."""
+    pairs, skipped = [], []
+    for target in chosen:
+        unsupported = inputs.unsupported(target.problem)
+        if unsupported:
+            raise ArgumentError("problem", "; ".join(unsupported), target.name)
+        able, reasons = [], []
+        for kernel in found:
+            if kernel.operation != target.problem.operation:
+                continue
+            against = kernel.runner.reasons_against(target.problem, device)
+            if against:
+                reasons.append(f"{kernel.name}: {'; '.join(against)}")
+            else:
+                able.append(kernel)
+        if able:
+            pairs.append((target, able))
+        else:
+            skipped.append((target.name, "; ".join(reasons) or "no kernel of this operation"))
+    return pairs, skipped
+
+
+class _Run:
+    """The contests of one call, one after the other; the overlay is written after each."""
+
+    def __init__(
+        self,
+        device: Device,
+        profile: HardwareProfile,
+        pairs: Sequence[tuple[Target, list[Kernel]]],
+        book: Journal,
+        budget: float,
+        begun: float,
+        progress: Progress | None,
+    ) -> None:
+        self._device, self._profile, self._pairs = device, profile, pairs
+        self._book, self._budget, self._begun = book, budget, begun
+        self._progress = progress
+        self.outcomes: list[Outcome] = []
+        self.written: Path | None = None
+
+    def interrupted_by_user(self) -> bool:
+        """Run them all; whether a keyboard interrupt ended them early."""
+        whole = Limit(self._begun + self._budget)
+        try:
+            for index, (target, kernels) in enumerate(self._pairs):
+                contest = Contest(
+                    target=target,
+                    kernels=kernels,
+                    device=self._device,
+                    profile=self._profile,
+                    journal=self._book,
+                    budget=shared(whole, len(self._pairs) - index),
+                    tell=self._teller(target, index),
+                )
+                outcome = contest.run()
+                if outcome is not None:
+                    self.outcomes.append(outcome)
+                    self._write(target, outcome)
+        except KeyboardInterrupt:
+            return True
+        return False
+
+    def _teller(self, target: Target, index: int) -> Callable[[str], None]:
+        def tell(text: str) -> None:
+            if self._progress is not None:
+                elapsed = time.monotonic() - self._begun
+                count = len(self._pairs)
+                step = Step(target.name, index + 1, count, text, elapsed, self._budget)
+                self._progress(step)
+
+        return tell
+
+    def _write(self, target: Target, outcome: Outcome) -> None:
+        self.written = overlay.update(
+            self._profile, rules=_rules(target, outcome), measured=_measured(target, outcome)
+        )
+
+
+def _rules(target: Target, outcome: Outcome) -> dict[str, list[dict[str, Any]]]:
+    """The winner's sizes for the target's class, and the same, as derived, for its kindred."""
+    rules: dict[str, list[dict[str, Any]]] = {}
+    for backend in outcome.tuned:
+        best = outcome.best(backend)
+        if best is None:
+            continue
+        use = dict(best.config)
+        rules[f"{backend}.{outcome.operation}"] = [
+            {"when": overlay.conditions(target.when), "use": use, "basis": "tuned"},
+            *(
+                {"when": overlay.conditions(when), "use": use, "basis": "derived"}
+                for when in target.kindred
+            ),
+        ]
+    return rules
+
+
+def _measured(target: Target, outcome: Outcome) -> list[dict[str, Any]]:
+    """The best time of every backend, which the order of candidates follows."""
+    records = []
+    for backend in outcome.backends():
+        best = outcome.best(backend)
+        assert best is not None
+        record: dict[str, Any] = {
+            "backend": backend,
+            "operation": outcome.operation,
+            "when": overlay.conditions(target.when),
+            "microseconds": float(f"{best.us:.5g}"),
+        }
+        if best.config and _is_tunable(backend):
+            record["config"] = dict(best.config)
+        records.append({**record, "versions": versions(), "at": outcome.problem[:200]})
+    return records
+
+
+def _is_tunable(backend: str) -> bool:
+    try:
+        return bool(registry.load(backend).capability.kernels)
+    except BackendUnavailableError:
+        return False

@@ -1,0 +1,133 @@
+"""Which problems are measured, and the class of problems that each of them stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from portattn.dispatch.device import Device
+from portattn.dispatch.problem import AttentionProblem, Layout, Operation
+from portattn.dispatch.profile_schema import When
+from portattn.errors import ArgumentError
+
+# Architectures whose matrix units lack bfloat16.
+_WITHOUT_BFLOAT16 = frozenset({"sm_70", "sm_72", "sm_75"})
+_HEAD_DIMS = {64: {"max": 64}, 128: {"min": 65, "max": 128}, 256: {"min": 129, "max": 256}}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A problem to measure and the conditions of the rules that it decides.
+
+    `kindred` are classes that take the same configuration unmeasured: float16 that of bfloat16.
+    `name` is words joined by "-", any of which select it.
+    """
+
+    name: str
+    problem: AttentionProblem
+    when: When
+    kindred: tuple[When, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Sizes of one problem, and the conditions on lengths and batch of the class around it."""
+
+    operation: Operation
+    batch: int
+    seqlen_q: int
+    seqlen_k: int
+    heads: int
+    kv_heads: int
+    lengths: dict[str, Any]
+    causal: bool = True
+    by_causal: bool = False  # whether causal and full attention get rules of their own
+    head_dims: tuple[int, ...] = (128, 64)
+
+
+# On a CPU a problem takes milliseconds; caches of 8192 keys are past most second-level caches.
+_CPU = (
+    _Shape("decode", 1, 1, 8192, 8, 2, {}),
+    _Shape("forward", 1, 1024, 1024, 4, 2, {"seqlen_q": {"min": 17}}),
+    _Shape("backward", 1, 512, 512, 4, 2, {}),
+)
+# On an accelerator a problem must fill every multiprocessor.
+_ACCELERATOR = (
+    _Shape("decode", 8, 1, 8192, 32, 8, {"batch": {"min": 2}}),
+    _Shape("forward", 2, 2048, 2048, 16, 4, {"seqlen_q": {"min": 65, "max": 4096}}, True, True),
+    _Shape("decode", 1, 1, 32768, 32, 8, {"batch": {"max": 1}}),
+    _Shape("backward", 2, 2048, 2048, 16, 4, {}),
+    _Shape("forward", 1, 8192, 8192, 8, 2, {"seqlen_q": {"min": 4097}}, True, True),
+    _Shape("forward", 2, 2048, 2048, 16, 4, {"seqlen_q": {"min": 65, "max": 4096}}, False, True),
+    _Shape("forward", 2, 2048, 2048, 8, 2, {"seqlen_q": {"min": 65}}, True, False, (256,)),
+)
+
+
+def usual(device: Device) -> tuple[Target, ...]:
+    """The targets of a device, the most usual first."""
+    half = "float16" if device.family in _WITHOUT_BFLOAT16 else "bfloat16"
+    on_cpu = device.type == "cpu"
+    shapes: Sequence[_Shape] = _CPU if on_cpu else _ACCELERATOR
+    dtypes: Sequence[str] = ("float32", half) if on_cpu else (half,)
+    return tuple(
+        _target(shape, head_dim, dtype)
+        for shape in shapes
+        for dtype in dtypes
+        for head_dim in shape.head_dims
+    )
+
+
+def _target(shape: _Shape, head_dim: int, dtype: str) -> Target:
+    layout: Layout = "cache" if shape.operation == "decode" else "dense"
+    causal = shape.causal and shape.operation != "decode"
+    problem = AttentionProblem(
+        operation=shape.operation,
+        layout=layout,
+        dtype=getattr(torch, dtype),
+        batch=shape.batch,
+        seqlen_q=shape.seqlen_q,
+        seqlen_k=shape.seqlen_k,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=head_dim,
+        head_dim_v=head_dim,
+        softmax_scale=head_dim**-0.5,
+        causal=causal,
+        window=(-1, 0) if causal else (-1, -1),
+    )
+    conditions: dict[str, Any] = {"head_dim": _HEAD_DIMS[head_dim], **shape.lengths}
+    if shape.by_causal:
+        conditions["causal"] = causal
+    words = [shape.operation, f"d{head_dim}", f"b{shape.batch}", str(shape.seqlen_k), dtype]
+    if shape.operation != "decode":
+        words.insert(1, "causal" if causal else "full")
+    kindred = ("float16",) if dtype == "bfloat16" else ()
+    return Target(
+        name="-".join(words),
+        problem=problem,
+        when=When.model_validate({"dtype": dtype, **conditions}),
+        kindred=tuple(When.model_validate({"dtype": name, **conditions}) for name in kindred),
+    )
+
+
+def chosen(targets: Iterable[Target], patterns: Sequence[str]) -> tuple[Target, ...]:
+    """The targets that have all words of any pattern: "forward-d128", "decode".
+
+    Raises ArgumentError for a pattern that no target has.
+    """
+    targets = tuple(targets)
+    if not patterns:
+        return targets
+    wanted = [set(pattern.split("-")) for pattern in patterns]
+    for pattern, words in zip(patterns, wanted, strict=True):
+        if not any(words <= set(target.name.split("-")) for target in targets):
+            names = ", ".join(target.name for target in targets)
+            raise ArgumentError("problem", f"must be words of one of {names}", repr(pattern))
+    return tuple(
+        target
+        for target in targets
+        if any(words <= set(target.name.split("-")) for words in wanted)
+    )
