@@ -18,7 +18,7 @@ from portattn.dispatch.device import Device
 from portattn.dispatch.profile_schema import HardwareProfile
 from portattn.errors import BackendUnavailableError, TuningError
 from portattn.tuning import candidates, clock, inputs
-from portattn.tuning.budget import Budget
+from portattn.tuning.budget import Budget, Limit
 from portattn.tuning.candidates import Kernel, written
 from portattn.tuning.journal import Journal
 from portattn.tuning.judge import Judge
@@ -48,9 +48,9 @@ class Entry:
     role: str  # "before", "candidate" or "rival"
 
     @property
-    def key(self) -> list[Any]:
+    def key(self) -> str:
         """What the journal knows it by."""
-        return [self.backend, self.config]
+        return f"{self.backend}: {written(self.config)}"
 
 
 @dataclass
@@ -65,27 +65,39 @@ class Contest:
     budget: Budget
     tell: Tell
     _made: tuple[inputs.Inputs, Judge] | None = field(default=None, init=False)
-    _sound: dict[str, str | None] = field(default_factory=dict, init=False)
+
+    def known(self) -> Outcome | None:
+        """The newest outcome that the journal has."""
+        results = list(self.journal.of(event="result", **self._who()))
+        return Outcome.from_record(results[-1]["outcome"]) if results else None
+
+    def is_exhausted(self) -> bool:
+        """Whether every configuration of every kernel was tried."""
+        return not any(self._untried(kernel) for kernel in self.kernels)
 
     def run(self) -> Outcome | None:
-        """The outcome, from the journal or measured; None when the budget ended first."""
-        for record in self.journal.of(event="result", target=self.target.name):
-            return Outcome.from_record(record["outcome"])
-        entries = self._entries()
-        if not entries:
-            return None
-        rounds = self._rounds(entries)
-        if len(rounds) < LEAST_ROUNDS:
+        """Try what is untried and time the best anew; None when the budget ended first."""
+        entries, rounds = self._rounds(self._entries())
+        if not entries or len(rounds) < LEAST_ROUNDS:
             return None
         outcome = self._outcome(entries, rounds)
-        self.journal.add(event="result", target=self.target.name, outcome=outcome.as_record())
+        self.journal.add(event="result", outcome=outcome.as_record(), **self._who())
         return outcome
+
+    def _who(self) -> dict[str, Any]:
+        """What the records of final rounds have in common: the target and the kernels."""
+        return {"target": self.target.name, "kernels": [kernel.name for kernel in self.kernels]}
+
+    def _final(self) -> dict[str, Any]:
+        """The same, and which final it is: each outcome ends one."""
+        return {**self._who(), "final": len(list(self.journal.of(event="result", **self._who())))}
 
     # Screening: every candidate is checked, then timed once or twice.
 
     def _entries(self) -> list[Entry]:
-        for record in self.journal.of(event="final", target=self.target.name):
-            return [Entry(*item) for item in record["entries"]]
+        for record in self.journal.of(event="final", **self._final()):
+            finalists = [Entry(*item) for item in record["entries"]]
+            return [entry for entry in finalists if not self._is_refused(entry)]
         entries: list[Entry] = []
         for kernel in self.kernels:
             before = self._before(kernel)
@@ -95,7 +107,7 @@ class Contest:
             return []
         entries += self._rivals()
         shown = [[entry.backend, entry.config, entry.role] for entry in entries]
-        self.journal.add(event="final", target=self.target.name, entries=shown)
+        self.journal.add(event="final", entries=shown, **self._final())
         return entries
 
     def _before(self, kernel: Kernel) -> dict[str, int]:
@@ -105,12 +117,9 @@ class Contest:
     def _screen(self, kernel: Kernel, before: dict[str, int]) -> None:
         """What runs now, then always what is nearest to the best so far, while time lasts."""
         share = self.budget.part(0.6 / len(self.kernels))
-        left = candidates.configurations(kernel, self.target.problem, self.device)
-        if before not in left:
-            left.insert(0, before)
-        known = {str(record["config"]): record for record in self._tried(kernel)}
-        left = [config for config in left if str(config) not in known]
-        times = [(r["us"], r["config"]) for r in known.values() if r["event"] == "screened"]
+        left = self._untried(kernel)
+        tried = [record for record in self._tried(kernel) if record["event"] == "screened"]
+        times = [(record["us"], record["config"]) for record in tried]
         while left and not share.over:
             centre = min(times, key=lambda item: item[0])[1] if times else before
             config = before
@@ -121,6 +130,13 @@ class Contest:
             us = self._try(kernel, config, best)
             if us is not None:
                 times.append((us, config))
+
+    def _untried(self, kernel: Kernel) -> list[dict[str, int]]:
+        before = self._before(kernel)
+        offered = candidates.configurations(kernel, self.target.problem, self.device)
+        known = {written(record["config"]) for record in self._tried(kernel)}
+        left = offered if before in offered else [before, *offered]
+        return [config for config in left if written(config) not in known]
 
     def _tried(self, kernel: Kernel) -> Iterator[dict[str, Any]]:
         yield from self.journal.of(target=self.target.name, kernel=kernel.name, event="screened")
@@ -141,6 +157,7 @@ class Contest:
             reasons += [reason] if reason else []
         if reasons:
             self.journal.add(event="refused", reason="; ".join(reasons), **place)
+            self._still_alive()
             return None
         us = self._screening_time(kernel.runner, config, best)
         self.journal.add(event="screened", us=us, error_ratio=ratio, **place)
@@ -160,7 +177,6 @@ class Contest:
         try:
             ratio = judge.error_ratio(self._call(backend, config)())
         except Exception as error:  # whatever a candidate meets is the reason against it
-            self._still_alive()
             first = (str(error).strip().splitlines() or [""])[0]
             return f"{type(error).__name__}: {first[:160]}", float("inf")
         if not ratio <= 1.0:
@@ -175,7 +191,7 @@ class Contest:
             torch.zeros(1, device=inputs.where(self.device)).add_(1).item()
         except RuntimeError as error:
             raise TuningError(
-                f"the device stopped answering ({error}); run it again to go on without the "
+                f"the device stopped answering ({error}): the same command goes on without the "
                 "candidate that did it"
             ) from error
 
@@ -216,61 +232,73 @@ class Contest:
                 rivals.append(Entry(name, dict(match.config), "rival"))
         return rivals
 
-    def _rounds(self, entries: Sequence[Entry]) -> list[list[float]]:
-        """Microseconds of every entry in each complete round."""
-        rounds = self._complete_rounds(entries)
+    def _rounds(self, entries: Sequence[Entry]) -> tuple[list[Entry], list[list[float]]]:
+        """The entries that are sound, and microseconds of each of them in every complete round."""
+        kept, rounds = list(entries), self._complete_rounds(entries)
+        if not kept or len(rounds) >= ROUNDS:
+            return kept, rounds
+        kept = [entry for entry in entries if self._is_sound(entry)]
+        rounds = self._complete_rounds(kept)
         share = self.budget.part(1.0)
-        number = 1 + max(
-            (r["round"] for r in self.journal.of(event="sample", target=self.target.name)),
-            default=0,
-        )
-        while len(rounds) < ROUNDS:
+        sampled = self.journal.of(event="sample", **self._final())
+        number = 1 + max((record["round"] for record in sampled), default=0)
+        while kept and len(rounds) < ROUNDS:
             limit = self.budget.whole if len(rounds) < LEAST_ROUNDS else share
             if limit.over:
                 break
-            self.tell(f"round {len(rounds) + 1} of {ROUNDS}: {len(entries)} in turns")
-            times = self._round(entries, number, limit)
+            self.tell(f"round {len(rounds) + 1} of {ROUNDS}: {len(kept)} in turns")
+            times = self._round(kept, number, limit)
             if times is not None:
                 rounds.append(times)
             number += 1
-        return rounds
+        return kept, rounds
 
     def _complete_rounds(self, entries: Sequence[Entry]) -> list[list[float]]:
-        samples: dict[int, dict[int, float]] = {}
-        for record in self.journal.of(event="sample", target=self.target.name):
+        samples: dict[int, dict[str, float]] = {}
+        for record in self.journal.of(event="sample", **self._final()):
             samples.setdefault(record["round"], {})[record["entry"]] = record["us"]
         return [
-            [times[index] for index in range(len(entries))]
+            [times[entry.key] for entry in entries]
             for times in samples.values()
-            if len(times) == len(entries)
+            if all(entry.key in times for entry in entries)
         ]
 
-    def _round(self, entries: Sequence[Entry], number: int, limit: Any) -> list[float] | None:
+    def _round(self, entries: Sequence[Entry], number: int, limit: Limit) -> list[float] | None:
         """One sample of each; who begins changes from round to round."""
-        times: dict[int, float] = {}
+        times: dict[str, float] = {}
         for turn in range(len(entries)):
-            index = (turn + number) % len(entries)
-            entry = entries[index]
+            entry = entries[(turn + number) % len(entries)]
             if limit.over:
                 return None
-            us = self._sample(entry)
-            self.journal.add(
-                event="sample", target=self.target.name, round=number, entry=index, us=us
-            )
-            times[index] = us
-        return [times[index] for index in range(len(entries))]
+            run, place = self._call_of(entry), inputs.where(self.device)
+            once = clock.seconds(run, place)
+            us = clock.seconds(run, place, clock.repeats_for(once)) * 1e6
+            times[entry.key] = us
+            self.journal.add(event="sample", round=number, entry=entry.key, us=us, **self._final())
+        return [times[entry.key] for entry in entries]
 
-    def _sample(self, entry: Entry) -> float:
+    def _is_sound(self, entry: Entry) -> bool:
         """Checked in this process before its first sample, whatever the journal says."""
-        backend = registry.load(entry.backend)
-        known = str(entry.key)
-        if known not in self._sound:
-            self._sound[known], _ = self._verdict(backend, entry.config)
-        if self._sound[known] is not None:
-            return float("inf")
-        run, place = self._call(backend, entry.config), inputs.where(self.device)
-        once = clock.seconds(run, place)
-        return clock.seconds(run, place, clock.repeats_for(once)) * 1e6
+        if self.budget.whole.over:
+            return True  # no sample follows
+        self.tell(f"checking {entry.key}")
+        reason, _ = self._verdict(registry.load(entry.backend), entry.config)
+        if reason is None:
+            return True
+        place = {"target": self.target.name, "kernel": self._name(entry), "config": entry.config}
+        self.journal.add(event="refused", reason=reason, **place)
+        self._still_alive()
+        return False
+
+    def _is_refused(self, entry: Entry) -> bool:
+        place = {"target": self.target.name, "kernel": self._name(entry), "config": entry.config}
+        return any(True for _ in self.journal.of(event="refused", **place))
+
+    def _name(self, entry: Entry) -> str:
+        return f"{entry.backend}.{self.target.problem.operation}"
+
+    def _call_of(self, entry: Entry) -> Callable[[], inputs.Results]:
+        return self._call(registry.load(entry.backend), entry.config)
 
     # Who won.
 
@@ -290,16 +318,10 @@ class Contest:
         standings = [
             Standing(entry.backend, entry.config, entry.role, us, score)
             for entry, us, score in zip(entries, medians, scores, strict=True)
-            if us != float("inf")
         ]
         refused = [
             [record["kernel"], record["config"], record["reason"]]
             for record in self.journal.of(event="refused", target=self.target.name)
-        ]
-        refused += [
-            [entry.backend, entry.config, self._sound.get(str(entry.key)) or "failed"]
-            for entry, us in zip(entries, medians, strict=True)
-            if us == float("inf")
         ]
         return Outcome(
             target=self.target.name,

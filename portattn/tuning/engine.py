@@ -24,7 +24,7 @@ from portattn.tuning.journal import Journal
 from portattn.tuning.outcome import Outcome
 from portattn.tuning.targets import Target
 
-_LIBRARIES = ("torch", "triton", "cupy-cuda12x", "torch-npu", "triton-ascend")
+_LIBRARIES = ("portattn", "torch", "triton", "cupy-cuda12x", "torch-npu", "triton-ascend")
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def tune(
     return Report(
         device=device,
         profile=profile.name,
-        outcomes=tuple(run.outcomes),
-        open=tuple(t.name for t, _ in pairs if t.name not in {o.target for o in run.outcomes}),
+        outcomes=run.outcomes,
+        open=tuple(target.name for target, _ in pairs if target.name not in run.decided),
         skipped=tuple(skipped),
         overlay=run.written,
         journal=file,
@@ -122,9 +122,7 @@ def context(device: Device, kernels: Sequence[Kernel]) -> str:
 
 def versions() -> dict[str, str]:
     """portattn's and those of the libraries that compile or run kernels."""
-    import portattn
-
-    found = {"portattn": portattn.__version__}
+    found = {}
     for name in _LIBRARIES:
         try:
             found[name] = metadata.version(name)
@@ -174,30 +172,59 @@ class _Run:
         self._device, self._profile, self._pairs = device, profile, pairs
         self._book, self._budget, self._begun = book, budget, begun
         self._progress = progress
-        self.outcomes: list[Outcome] = []
+        self.decided: dict[str, Outcome] = {}
         self.written: Path | None = None
 
     def interrupted_by_user(self) -> bool:
-        """Run them all; whether a keyboard interrupt ended them early."""
-        whole = Limit(self._begun + self._budget)
+        """Run them all; whether a keyboard interrupt ended them early.
+
+        First every target without an outcome; what is left of the budget then goes to those with
+        configurations that nobody has tried yet.
+        """
         try:
-            for index, (target, kernels) in enumerate(self._pairs):
-                contest = Contest(
-                    target=target,
-                    kernels=kernels,
-                    device=self._device,
-                    profile=self._profile,
-                    journal=self._book,
-                    budget=shared(whole, len(self._pairs) - index),
-                    tell=self._teller(target, index),
-                )
-                outcome = contest.run()
-                if outcome is not None:
-                    self.outcomes.append(outcome)
-                    self._write(target, outcome)
+            contests = [self._contest(index) for index in range(len(self._pairs))]
+            for contest in contests:
+                self._take(contest, contest.known())
+            self._go_through([one for one in contests if one.target.name not in self.decided])
+            self._go_through([one for one in contests if not one.is_exhausted()])
         except KeyboardInterrupt:
             return True
         return False
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """The decided targets' newest outcomes, in the order of the targets."""
+        names = [target.name for target, _ in self._pairs]
+        return tuple(self.decided[name] for name in names if name in self.decided)
+
+    def _go_through(self, contests: Sequence[Contest]) -> None:
+        whole = Limit(self._begun + self._budget)
+        for index, contest in enumerate(contests):
+            if whole.over:
+                break
+            contest.budget = shared(whole, len(contests) - index)
+            self._take(contest, contest.run())
+
+    def _take(self, contest: Contest, outcome: Outcome | None) -> None:
+        if outcome is not None:
+            self.decided[outcome.target] = outcome
+            self.written = overlay.update(
+                self._profile,
+                rules=_rules(contest.target, outcome),
+                measured=_measured(contest.target, outcome),
+            )
+
+    def _contest(self, index: int) -> Contest:
+        target, kernels = self._pairs[index]
+        return Contest(
+            target=target,
+            kernels=kernels,
+            device=self._device,
+            profile=self._profile,
+            journal=self._book,
+            budget=shared(Limit(self._begun + self._budget), len(self._pairs)),
+            tell=self._teller(target, index),
+        )
 
     def _teller(self, target: Target, index: int) -> Callable[[str], None]:
         def tell(text: str) -> None:
@@ -208,11 +235,6 @@ class _Run:
                 self._progress(step)
 
         return tell
-
-    def _write(self, target: Target, outcome: Outcome) -> None:
-        self.written = overlay.update(
-            self._profile, rules=_rules(target, outcome), measured=_measured(target, outcome)
-        )
 
 
 def _rules(target: Target, outcome: Outcome) -> dict[str, list[dict[str, Any]]]:
