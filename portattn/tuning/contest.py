@@ -65,6 +65,7 @@ class Contest:
     budget: Budget
     tell: Tell
     _made: tuple[inputs.Inputs, Judge] | None = field(default=None, init=False)
+    _repeats: dict[str, int] = field(default_factory=dict, init=False)
 
     def known(self) -> Outcome | None:
         """The newest outcome that the journal has."""
@@ -169,7 +170,9 @@ class Contest:
         if best is not None and once * 1e6 > HOPELESS * best:
             return once * 1e6
         repeats = clock.repeats_for(once)
-        return min(once, *(clock.seconds(run, place, repeats) for _ in range(2))) * 1e6
+        # One call that is long enough for a sample is one already.
+        samples = [clock.seconds(run, place, repeats) for _ in range(2 if repeats > 1 else 1)]
+        return min(once, *samples) * 1e6
 
     def _verdict(self, backend: Backend, config: Config) -> tuple[str | None, float]:
         """Why a candidate can't be taken, or None; and its error over what is allowed."""
@@ -271,8 +274,9 @@ class Contest:
             if limit.over:
                 return None
             run, place = self._call_of(entry), inputs.where(self.device)
-            once = clock.seconds(run, place)
-            us = clock.seconds(run, place, clock.repeats_for(once)) * 1e6
+            if entry.key not in self._repeats:
+                self._repeats[entry.key] = clock.repeats_for(clock.seconds(run, place))
+            us = clock.seconds(run, place, self._repeats[entry.key]) * 1e6
             times[entry.key] = us
             self.journal.add(event="sample", round=number, entry=entry.key, us=us, **self._final())
         return [times[entry.key] for entry in entries]
