@@ -123,7 +123,8 @@ def _show(report: tuning.Report, rates: list[tuning.Calibration]) -> None:
         print_text(f"open    {name}")
     if report.overlay is not None:
         print_text(f"written {report.overlay}")
-        print_text(NUMERICS)
+        if any(_changes_numerics(outcome) for outcome in report.outcomes):
+            print_text(NUMERICS)
     if report.interrupted or report.open:
         what = "interrupted" if report.interrupted else "the budget ended first"
         print_text(f"{what}: nothing is lost, the same command goes on ({report.journal})")
@@ -166,6 +167,14 @@ def _rows(outcome: Outcome) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def _changes_numerics(outcome: Outcome) -> bool:
+    for backend in outcome.tuned:
+        before, best = outcome.before(backend), outcome.best(backend)
+        if best is not None and (before is None or before.config != best.config):
+            return True
+    return False
 
 
 def _ranking(outcome: Outcome) -> str:

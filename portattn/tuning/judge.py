@@ -55,14 +55,17 @@ def _ratio(found: Tensor, budget: _Budget) -> float:
     if found.shape != budget.exact.shape:
         return float("inf")
     wide = found.to(budget.exact.device).double()
-    if not bool(wide.isfinite().all()):
+    blind = budget.exact.isinf()  # lse of rows that see nothing
+    if not bool((wide.isfinite() ^ blind).all()) or bool((wide != budget.exact)[blind].any()):
         return float("inf")
-    maximum, rms = _errors(wide, budget.exact)
+    maximum, rms = _errors(wide[~blind], budget.exact[~blind])
     return max(maximum / budget.maximum, rms / budget.rms)
 
 
 def _errors(found: Tensor, exact: Tensor) -> tuple[float, float]:
     error = (found - exact).abs()
+    if not error.numel():
+        return 0.0, 0.0
     return float(error.max()), float(error.square().mean().sqrt())
 
 
@@ -80,7 +83,7 @@ def _output_budgets(inputs: Inputs) -> dict[str, _Budget]:
     keys = problem.seqlen_k
     orders = [torch.arange(keys), *(torch.randperm(keys) for _ in range(_ORDERS - 1))]
     plain = [_plain_out(tensors, problem, order.to(out.device)) for order in orders]
-    size = float(lse.abs().max())
+    size = float(lse.masked_fill(lse.isinf(), 0.0).abs().max())
     half = problem.dtype.itemsize < 4
     bound = (1e-3 if half else 1e-5 * max(1.0, size)) + torch.finfo(torch.float32).eps * size
     return {

@@ -80,7 +80,8 @@ def _meeting(when: When, problem: AttentionProblem) -> AttentionProblem:
             continue
         if isinstance(value, Range):
             now = getattr(problem, name, problem.heads // problem.kv_heads)
-            value = min(max(now, value.min or 0), now if value.max is None else value.max)
+            least = max(now, value.min or 0)
+            value = least if value.max is None else min(least, value.max)
         if name == "dtype":
             value = getattr(torch, value, problem.dtype)
         elif name == "window":

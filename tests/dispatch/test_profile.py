@@ -189,6 +189,13 @@ def test_rules_and_measurements(write: Write, whole: str) -> None:
     assert profiles.measured_us(profile, "cpu", replace(PROBLEM, dtype=torch.float64)) is None
 
 
+def test_a_rule_says_what_it_is_based_on(write: Write, whole: str) -> None:
+    text = whole.replace("- use: {block_m: 64}", "- use: {block_m: 64}\n      basis: derived")
+    profile = profiles.load_file(write(text))
+    source = profiles.rule(profile, "cpu.forward", PROBLEM).source
+    assert source == "profile mine: cpu.forward rule 2, derived"
+
+
 @pytest.mark.parametrize(
     ("when", "changes"),
     [

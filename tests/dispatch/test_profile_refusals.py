@@ -61,6 +61,13 @@ REFUSED = [
     ("operation: forward", "operation: sideways", 16, "measured[0].operation", "'forward'"),
     ("microseconds: 12.5", "microseconds: -1", 18, "measured[0].microseconds", "greater than 0"),
     ("config: {block_m: 64}", "config: {block_m: 9}", 19, "measured[0].config.block_m", "found 9"),
+    (
+        "    - use: {block_m: 64}",
+        "    - use: {block_m: 64}\n      basis: felt",
+        14,
+        "kernels.cpu.forward[1].basis",
+        "'tuned' or 'derived'",
+    ),
     ('torch: "2.13"', "torch: 2.13", 20, "measured[0].versions.torch", "string"),
 ]
 
