@@ -115,6 +115,17 @@ def test_both_parsers_read_the_shipped_profiles_alike(monkeypatch: pytest.Monkey
         ),
         (Device("cuda", "nvidia", "sm_90a", "NVIDIA H100", 0, 79 * 2**30, 132), "nvidia-h100"),
         (Device("cuda", "nvidia", "sm_90a", "NVIDIA H200", 0, 139 * 2**30, 132), "nvidia-h200"),
+        (
+            Device("cuda", "nvidia", "sm_86", "NVIDIA GeForce RTX 3090", 0, 23 * 2**30, 82),
+            "nvidia-rtx3090",
+        ),
+        (Device("cuda", "nvidia", "sm_89", "NVIDIA L40S", 0, 44 * 2**30, 142), "nvidia-l40s"),
+        (Device("cuda", "nvidia", "sm_89", "NVIDIA L4", 0, 22 * 2**30, 58), "generic-accelerator"),
+        (Device("cuda", "nvidia", "sm_100a", "NVIDIA B200", 0, 178 * 2**30, 148), "nvidia-b200"),
+        (
+            Device("cuda", "nvidia", "sm_120a", "NVIDIA GeForce RTX 5090", 0, 31 * 2**30, 170),
+            "nvidia-rtx5090",
+        ),
         (Device("npu", "huawei", "ascend910b", "Ascend910B2", 0, 61 * 2**30), "ascend-910b"),
         (Device("cuda", "nvidia", "sm_86", "RTX A6000"), "generic-accelerator"),
         (Device("cuda", "nvidia", "sm_137", "Tomorrow"), "generic-accelerator"),
