@@ -122,9 +122,12 @@ class Links(_Model):
 
 
 class When(_Model):
-    """Conditions on a problem; all that are given must hold. gqa is query heads per kv head."""
+    """Conditions on a problem; all that are given must hold. gqa is query heads per kv head, and
+    page_size 0 without pages.
+    """
 
-    dtype: Dtype | None = None
+    # Lax: YAML's lists become tuples, which nobody can change.
+    dtype: Dtype | Annotated[tuple[Dtype, ...], Field(strict=False, min_length=1)] | None = None
     layout: Literal["dense", "varlen", "cache"] | None = None
     causal: bool | None = None
     window: bool | None = None
@@ -135,6 +138,7 @@ class When(_Model):
     seqlen_q: _Size | None = None
     seqlen_k: _Size | None = None
     gqa: _Size | None = None
+    page_size: _Size | None = None
 
     def holds(self, problem: AttentionProblem) -> bool:
         """Whether a problem meets every condition."""
@@ -143,7 +147,11 @@ class When(_Model):
             if wanted is None:
                 continue
             value = fact(problem, name)
-            if not (wanted.holds(value) if isinstance(wanted, Range) else value == wanted):
+            if isinstance(wanted, Range):
+                met = wanted.holds(value)
+            else:
+                met = value in wanted if isinstance(wanted, tuple) else value == wanted
+            if not met:
                 return False
         return True
 

@@ -55,7 +55,7 @@ def update(
 
 def conditions(when: When) -> dict[str, Any]:
     """Conditions as a file says them."""
-    return when.model_dump(exclude_unset=True)
+    return when.model_dump(exclude_unset=True, mode="json")
 
 
 def _present(file: Path, profile: HardwareProfile) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _merged_rules(
     """Tuned rules, then what was there: the overlay's, else the profile's, else the defaults."""
     if before is None:
         before = [
-            rule.model_dump(exclude_unset=True, exclude_none=True)
+            rule.model_dump(exclude_unset=True, exclude_none=True, mode="json")
             for rule in profile.kernels.get(kernel, ())
         ]
     taken = [rule["when"] for rule in tuned]

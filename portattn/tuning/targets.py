@@ -44,6 +44,7 @@ class _Shape:
     kv_heads: int
     lengths: dict[str, Any]
     causal: bool = True
+    page_size: int = 0
     by_causal: bool = False  # whether causal and full attention get rules of their own
     head_dims: tuple[int, ...] = (128, 64)
 
@@ -55,14 +56,17 @@ _CPU = (
     _Shape("backward", 1, 512, 512, 4, 2, {}),
 )
 # On an accelerator a problem must fill every multiprocessor.
+_STEP = {"seqlen_q": 1, "gqa": {"max": 16}}
+_SHORT, _LONG = {"seqlen_q": {"min": 65, "max": 4096}}, {"seqlen_q": {"min": 4097}}
 _ACCELERATOR = (
-    _Shape("decode", 8, 1, 8192, 32, 8, {"batch": {"min": 2}}),
-    _Shape("forward", 2, 2048, 2048, 16, 4, {"seqlen_q": {"min": 65, "max": 4096}}, True, True),
-    _Shape("decode", 1, 1, 32768, 32, 8, {"batch": {"max": 1}}),
+    _Shape("decode", 8, 1, 8192, 32, 8, {**_STEP, "page_size": 0, "batch": {"min": 2}}),
+    _Shape("forward", 2, 2048, 2048, 16, 4, _SHORT, by_causal=True),
+    _Shape("decode", 8, 1, 8192, 32, 8, {**_STEP, "page_size": {"min": 1}}, page_size=16),
+    _Shape("decode", 1, 1, 32768, 32, 8, {**_STEP, "page_size": 0, "batch": {"max": 1}}),
     _Shape("backward", 2, 2048, 2048, 16, 4, {}),
-    _Shape("forward", 1, 8192, 8192, 8, 2, {"seqlen_q": {"min": 4097}}, True, True),
-    _Shape("forward", 2, 2048, 2048, 16, 4, {"seqlen_q": {"min": 65, "max": 4096}}, False, True),
-    _Shape("forward", 2, 2048, 2048, 8, 2, {"seqlen_q": {"min": 65}}, True, False, (256,)),
+    _Shape("forward", 1, 8192, 8192, 8, 2, _LONG, by_causal=True),
+    _Shape("forward", 2, 2048, 2048, 16, 4, _SHORT, causal=False, by_causal=True),
+    _Shape("forward", 2, 2048, 2048, 8, 2, {"seqlen_q": {"min": 65}}, head_dims=(256,)),
 )
 
 
@@ -97,13 +101,20 @@ def _target(shape: _Shape, head_dim: int, dtype: str) -> Target:
         softmax_scale=head_dim**-0.5,
         causal=causal,
         window=(-1, 0) if causal else (-1, -1),
+        page_size=shape.page_size,
     )
-    conditions: dict[str, Any] = {"head_dim": _HEAD_DIMS[head_dim], **shape.lengths}
+    conditions: dict[str, Any] = {
+        "head_dim": _HEAD_DIMS[head_dim],
+        "head_dim_v": {"max": head_dim},
+        **shape.lengths,
+    }
     if shape.by_causal:
         conditions["causal"] = causal
     words = [shape.operation, f"d{head_dim}", f"b{shape.batch}", str(shape.seqlen_k), dtype]
     if shape.operation != "decode":
         words.insert(1, "causal" if causal else "full")
+    elif shape.page_size:
+        words.insert(1, "paged")
     kindred = ("float16",) if dtype == "bfloat16" else ()
     return Target(
         name="-".join(words),

@@ -56,7 +56,7 @@ def _usual(kernel: Kernel, device: Device) -> list[AttentionProblem]:
     own = [problem for problem in usual if problem.operation == kernel.operation]
     if kernel.operation == "decode":
         own += [replace(problem, page_size=_PAGE) for problem in own]
-    return own
+    return list(dict.fromkeys(own))
 
 
 def _problems(
@@ -83,7 +83,7 @@ def _meeting(when: When, problem: AttentionProblem) -> AttentionProblem:
             least = max(now, value.min or 0)
             value = least if value.max is None else min(least, value.max)
         if name == "dtype":
-            value = getattr(torch, value, problem.dtype)
+            value = getattr(torch, value if isinstance(value, str) else value[0], problem.dtype)
         elif name == "window":
             value = (64, 0) if value else ((-1, 0) if problem.causal else (-1, -1))
         elif name == "gqa":
