@@ -13,9 +13,10 @@ import torch
 
 from portattn.dispatch import profile as profiles
 from portattn.dispatch import registry, select
+from portattn.dispatch.backend import Backend, HasLibrary
 from portattn.dispatch.device import Device
 from portattn.dispatch.profile_schema import HardwareProfile
-from portattn.errors import ArgumentError, BackendUnavailableError
+from portattn.errors import ArgumentError
 from portattn.tuning import candidates, inputs, journal, overlay, targets
 from portattn.tuning.budget import Limit, shared
 from portattn.tuning.candidates import Kernel
@@ -114,10 +115,13 @@ def tune(
 
 
 def context(device: Device, kernels: Sequence[Kernel]) -> str:
-    """What measurements must have in common to be compared: device, threads, versions."""
+    """What measurements must have in common to be compared: device, threads, libraries."""
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    shown = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return f"{device} {device.cores} cores{threads}; {shown}"
+    shown = [f"{name} {version}" for name, version in versions().items()]
+    runners = {kernel.backend: kernel.runner for kernel in kernels}
+    for name, runner in runners.items():
+        shown += [f"{name} {state}" for state in _library(runner).values()]
+    return f"{device} {device.cores} cores{threads}; {', '.join(shown)}"
 
 
 def versions() -> dict[str, str]:
@@ -267,14 +271,14 @@ def _measured(target: Target, outcome: Outcome) -> list[dict[str, Any]]:
             "when": overlay.conditions(target.when),
             "microseconds": float(f"{best.us:.5g}"),
         }
-        if best.config and _is_tunable(backend):
+        runner = registry.load(backend)
+        if best.config and runner.capability.kernels:
             record["config"] = dict(best.config)
-        records.append({**record, "versions": versions(), "at": outcome.problem[:200]})
+        record["versions"] = {**versions(), **_library(runner)}
+        records.append({**record, "at": outcome.problem[:200]})
     return records
 
 
-def _is_tunable(backend: str) -> bool:
-    try:
-        return bool(registry.load(backend).capability.kernels)
-    except BackendUnavailableError:
-        return False
+def _library(runner: Backend) -> dict[str, str]:
+    """The state of the library behind a backend's kernels, where it has one."""
+    return {"library": runner.library_state()[0]} if isinstance(runner, HasLibrary) else {}

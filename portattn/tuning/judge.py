@@ -4,7 +4,8 @@ The oracle is the reference backend in float64. Allowed is twice the error (grad
 of the plain formula as torch evaluates it in the input's dtype, in maximum and in RMS, plus one
 rounding of the output's dtype at the oracle's magnitude; lse within 1e-3, float32 within 1e-5 of
 its size. Of few numbers the plain formula may by luck get all nearly right, so its error is the
-worst over several orders of the keys, which change nothing else.
+worst over several orders of the keys, which change nothing else; and one float32 rounding of each
+score and of each sum of terms is allowed besides, as everywhere.
 """
 
 from __future__ import annotations
@@ -69,17 +70,29 @@ def _errors(found: Tensor, exact: Tensor) -> tuple[float, float]:
     return float(error.max()), float(error.square().mean().sqrt())
 
 
-def _budget(exact: Tensor, plain: Sequence[Tensor], factor: float, dtype: torch.dtype) -> _Budget:
-    """From what the plain formula gave in each order of the keys."""
+def _budget(
+    exact: Tensor, plain: Sequence[Tensor], factor: float, dtype: torch.dtype, terms: float = 0.0
+) -> _Budget:
+    """From what the plain formula gave in each order of the keys, and the largest sum of absolute
+    terms behind an entry."""
     errors = [_errors(one.double(), exact) for one in plain]
     rounding = torch.finfo(dtype).eps * float(exact.abs().max())
+    rounding += torch.finfo(torch.float32).eps * terms
     maximum, rms = (factor * max(found) + rounding for found in zip(*errors, strict=True))
     return _Budget(exact, maximum, rms)
 
 
 def _output_budgets(inputs: Inputs) -> dict[str, _Budget]:
     problem, tensors = inputs.problem, inputs.tensors
-    out, lse = registry.load("reference").forward(_widened(tensors), _wide_problem(problem), {})
+    reference, wide, described = (
+        registry.load("reference"),
+        _widened(tensors),
+        _wide_problem(problem),
+    )
+    out, lse = reference.forward(wide, described, {})
+    # A rounding of a score s moves its weight by |s| eps at most, |s| being at most `reach`.
+    sums, _ = reference.forward(replace(wide, v=wide.v.abs()), described, {})
+    terms = float(sums.max()) * (1.0 + _reach(tensors, problem))
     keys = problem.seqlen_k
     orders = [torch.arange(keys), *(torch.randperm(keys) for _ in range(_ORDERS - 1))]
     plain = [_plain_out(tensors, problem, order.to(out.device)) for order in orders]
@@ -87,7 +100,7 @@ def _output_budgets(inputs: Inputs) -> dict[str, _Budget]:
     half = problem.dtype.itemsize < 4
     bound = (1e-3 if half else 1e-5 * max(1.0, size)) + torch.finfo(torch.float32).eps * size
     return {
-        "out": _budget(out, plain, 2.0, problem.dtype),
+        "out": _budget(out, plain, 2.0, problem.dtype, terms),
         "lse": _Budget(lse.double(), bound, bound),
     }
 
@@ -122,6 +135,17 @@ def _plain_out(tensors: AttentionTensors, problem: AttentionProblem, order: Tens
             seen = _visible(problem, order, range(problem.seqlen_q)[span])
             out[b, span, heads] = _plain(q[span], k, v, problem, seen)
     return out
+
+
+def _reach(tensors: AttentionTensors, problem: AttentionProblem) -> float:
+    """The largest sum of absolute terms behind a score."""
+    largest = 0.0
+    rows = max(1, _CHUNK // (problem.seqlen_k * _group(problem)))
+    for _, _, q, k, _ in _parts(tensors, problem):
+        for start in range(0, problem.seqlen_q, rows):
+            sums = q[start : start + rows].float().abs() @ k.float().abs().T
+            largest = max(largest, float(sums.max()))
+    return largest * abs(problem.softmax_scale)
 
 
 def _plain_gradients(
