@@ -183,14 +183,9 @@ def _ranking(outcome: Outcome) -> str:
 
 
 def _refused(outcome: Outcome) -> list[tuple[str, ...]]:
-    """One line for each kind of reason: the numbers in it differ from candidate to candidate."""
-    kinds: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for kernel, config, reason in outcome.refused:
-        kind = "".join(letter for letter in reason if not letter.isdigit())
-        kinds.setdefault((kernel, kind), []).append((written(config), reason))
     return [
-        (outcome.target, kernel, *found[0], str(len(found) - 1) if len(found) > 1 else "")
-        for (kernel, _), found in kinds.items()
+        (outcome.target, kernel, written(config), reason, str(more) if more else "")
+        for kernel, config, reason, more in outcome.refused
     ]
 
 

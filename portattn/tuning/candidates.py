@@ -94,15 +94,19 @@ def nearest(
     """The configuration fewest steps along the legal values away; a parameter that the centre
     doesn't name counts as in the middle."""
 
-    def place(config: Config, name: str, values: tuple[int, ...]) -> int:
-        value = config.get(name)
-        return values.index(value) if value in values else len(values) // 2
+    places = {
+        name: {value: index for index, value in enumerate(values)}
+        for name, values in parameters.items()
+    }
+    middle = {name: len(values) // 2 for name, values in parameters.items()}
+
+    def place(config: Config, name: str) -> int:
+        return places[name].get(config.get(name, -1), middle[name])
+
+    origin = {name: place(centre, name) for name in parameters}
 
     def steps(config: Config) -> int:
-        return sum(
-            abs(place(config, name, values) - place(centre, name, values))
-            for name, values in parameters.items()
-        )
+        return sum(abs(place(config, name) - origin[name]) for name in parameters)
 
     return min(left, key=steps)
 

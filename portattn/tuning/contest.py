@@ -22,7 +22,7 @@ from portattn.tuning.budget import Budget, Limit
 from portattn.tuning.candidates import Kernel, written
 from portattn.tuning.journal import Journal
 from portattn.tuning.judge import Judge
-from portattn.tuning.outcome import Outcome, Standing
+from portattn.tuning.outcome import Outcome, Refusal, Standing, grouped
 from portattn.tuning.targets import Target
 
 ROUNDS = 9
@@ -65,6 +65,9 @@ class Contest:
     budget: Budget
     tell: Tell
     _made: tuple[inputs.Inputs, Judge] | None = field(default=None, init=False)
+    _offered: dict[str, tuple[list[dict[str, int]], list[Refusal]]] = field(
+        default_factory=dict, init=False
+    )
     _repeats: dict[str, int] = field(default_factory=dict, init=False)
 
     def known(self) -> Outcome | None:
@@ -133,11 +136,26 @@ class Contest:
                 times.append((us, config))
 
     def _untried(self, kernel: Kernel) -> list[dict[str, int]]:
-        before = self._before(kernel)
-        offered = candidates.configurations(kernel, self.target.problem, self.device)
         known = {written(record["config"]) for record in self._tried(kernel)}
-        left = offered if before in offered else [before, *offered]
-        return [config for config in left if written(config) not in known]
+        return [config for config in self._offers(kernel)[0] if written(config) not in known]
+
+    def _offers(self, kernel: Kernel) -> tuple[list[dict[str, int]], list[Refusal]]:
+        """What may be tried, and what the backend knows can't run, with its reasons."""
+        if kernel.name not in self._offered:
+            before = self._before(kernel)
+            offered = candidates.configurations(kernel, self.target.problem, self.device)
+            fit: list[dict[str, int]] = []
+            unfit: list[Refusal] = []
+            for config in offered if before in offered else [before, *offered]:
+                reasons = candidates.reasons_against(
+                    kernel, config, self.target.problem, self.device
+                )
+                if reasons:
+                    unfit.append((kernel.name, config, "; ".join(reasons)))
+                else:
+                    fit.append(config)
+            self._offered[kernel.name] = fit, unfit
+        return self._offered[kernel.name]
 
     def _tried(self, kernel: Kernel) -> Iterator[dict[str, Any]]:
         yield from self.journal.of(target=self.target.name, kernel=kernel.name, event="screened")
@@ -147,8 +165,7 @@ class Contest:
         """Check a candidate and time it; None, with the reason in the journal, if it's no good."""
         place = {"target": self.target.name, "kernel": kernel.name, "config": config}
         self.tell(f"{kernel.name}: {written(config)}")
-        problem = self.target.problem
-        reasons = candidates.reasons_against(kernel, config, problem, self.device)
+        reasons: list[str] = []
         begun = len(list(self.journal.of(event="trying", **place)))
         if begun >= CRASHES:
             reasons.append(f"the process ended {begun} times while it ran")
@@ -323,10 +340,12 @@ class Contest:
             Standing(entry.backend, entry.config, entry.role, us, score)
             for entry, us, score in zip(entries, medians, scores, strict=True)
         ]
-        refused = [
-            [record["kernel"], record["config"], record["reason"]]
-            for record in self.journal.of(event="refused", target=self.target.name)
+        records = self.journal.of(event="refused", target=self.target.name)
+        refused: list[Refusal] = [
+            (str(r["kernel"]), dict(r["config"]), str(r["reason"])) for r in records
         ]
+        for kernel in self.kernels:
+            refused += self._offers(kernel)[1]
         return Outcome(
             target=self.target.name,
             problem=str(self.target.problem),
@@ -335,6 +354,6 @@ class Contest:
             rounds=len(rounds),
             tried=len(list(self.journal.of(event="screened", target=self.target.name))),
             standings=tuple(standings),
-            refused=tuple((str(k), dict(c), str(r)) for k, c, r in refused),
+            refused=grouped(refused),
             margin=MARGIN,
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+Refusal = tuple[str, Mapping[str, int], str]  # kernel, configuration, reason
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Standing:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A target's final standings, and what was refused with the reasons.
+    """A target's final standings, and what was refused: for each kind of reason, the first kernel,
+    configuration and reason, and how many more there were.
 
     `tuned` are the backends whose kernel had candidates, `tried` counts the candidates that were
     right and timed.
@@ -34,7 +37,7 @@ class Outcome:
     rounds: int
     tried: int
     standings: tuple[Standing, ...]
-    refused: tuple[tuple[str, Mapping[str, int], str], ...]
+    refused: tuple[tuple[str, Mapping[str, int], str, int], ...]
     margin: float
 
     def before(self, backend: str) -> Standing | None:
@@ -69,6 +72,16 @@ class Outcome:
         """The outcome that `as_record` gave."""
         values = dict(record)
         values["standings"] = tuple(Standing(**item) for item in record["standings"])
-        values["refused"] = tuple((k, c, r) for k, c, r in record["refused"])
+        values["refused"] = tuple((k, c, r, more) for k, c, r, more in record["refused"])
         values["tuned"] = tuple(record["tuned"])
         return cls(**values)
+
+
+def grouped(refusals: Iterable[Refusal]) -> tuple[tuple[str, Mapping[str, int], str, int], ...]:
+    """One of each kind: the numbers in a reason differ from candidate to candidate."""
+    kinds: dict[tuple[str, str], list[Refusal]] = {}
+    for refusal in refusals:
+        kernel, _, reason = refusal
+        kind = "".join(letter for letter in reason if letter not in "0123456789.")
+        kinds.setdefault((kernel, kind), []).append(refusal)
+    return tuple((*found[0], len(found) - 1) for found in kinds.values())

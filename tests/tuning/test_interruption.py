@@ -137,7 +137,8 @@ def test_a_candidate_that_takes_the_process_down_is_left_out(here: Device, insta
             )
     (outcome,) = run(here).outcomes
     assert 32 not in fake.calls
-    ((_, config, reason),) = outcome.refused
+    ((_, config, reason, more),) = outcome.refused
+    assert more == 0
     assert config == {"block_n": 32}
     assert "ended 2 times" in reason
 
