@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from portattn.backends.common import definition
-from portattn.backends.triton import backward, decode, forward, launch, tiles
+from portattn.backends.triton import backward, decode, forward, launch, limits, tiles
 from portattn.dispatch.backend import AttentionTensors, Config, Gradients
 from portattn.dispatch.capability import Capability
 from portattn.dispatch.device import Device
@@ -52,6 +52,11 @@ class TritonBackend:
             if max(problem.head_dim, problem.head_dim_v) > _MAX_HEAD_DIM_BACKWARD:
                 reasons.append(f"backward takes head dims up to {_MAX_HEAD_DIM_BACKWARD}")
         return reasons
+
+    def tuning_reasons_against(
+        self, kernel: str, config: Config, problem: AttentionProblem, device: Device
+    ) -> list[str]:
+        return limits.reasons_against(kernel, config, problem, device)
 
     def describe(self, problem: AttentionProblem, device: Device) -> str:
         return "Triton " + problem.operation
