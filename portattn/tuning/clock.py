@@ -38,6 +38,7 @@ def _wait(place: torch.device) -> None:
 
 def _by_events(call: Call, place: torch.device, repeats: int) -> float:
     with torch.cuda.device(place):
+        torch.cuda.synchronize(place)
         start = torch.cuda.Event(enable_timing=True)
         stop = torch.cuda.Event(enable_timing=True)
         start.record()

@@ -92,7 +92,7 @@ def tune(
     profile = profiles.for_device(device)
     pairs, skipped = _pairs(chosen, found, device)
     file = journal.path(profile.name)
-    with Journal(file, context(device, found)) as book:
+    with Journal(file, context(device, found)) as book, inputs.current(device):
         if again:
             for target, _ in pairs:
                 book.forget(target.name)

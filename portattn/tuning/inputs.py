@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,14 @@ class Inputs:
 def where(device: Device) -> torch.device:
     """The torch device behind a Device."""
     return torch.device(device.type if device.type == "cpu" else f"{device.type}:{device.index}")
+
+
+def current(device: Device) -> AbstractContextManager[object]:
+    """A context in which the device is the current one of its kind: kernels are launched there."""
+    if device.type in ("cuda", "xpu", "npu"):
+        made: AbstractContextManager[object] = getattr(torch, device.type).device(device.index)
+        return made
+    return nullcontext()
 
 
 def unsupported(problem: AttentionProblem) -> list[str]:

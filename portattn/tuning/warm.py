@@ -47,7 +47,8 @@ def warm(device: Device, progress: Callable[[str], None] | None = None) -> tuple
             seen.add(match.source)
             if progress is not None:
                 progress(f"{kernel.name}: {problem}")
-            done.append(_run(kernel, problem, match, device))
+            with inputs.current(device):
+                done.append(_run(kernel, problem, match, device))
     return tuple(done)
 
 
