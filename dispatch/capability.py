@@ -25,7 +25,7 @@ class Capability:
 
     `families` of None means every architecture family of the listed device types.
     `kernels` names each kernel with its tuning parameters and their legal values: profiles are
-    checked against it. A kernel has its operation's name, alone or behind the backend's.
+    checked against it. A kernel has its operation's name.
     `promises` are the guarantees the conformance suite holds the backend to, from PROMISES.
     """
 
@@ -44,10 +44,6 @@ class Capability:
     def promises_on(self, device_type: str) -> frozenset[str]:
         """The guarantees on one type of device."""
         return self.promises | self.more_promises.get(device_type, frozenset())
-
-    def tunable(self) -> dict[str, Mapping[str, tuple[int, ...]]]:
-        """The kernels' parameters and their legal values, by operation."""
-        return {name.rpartition(".")[2]: values for name, values in self.kernels.items()}
 
     def reasons_against(self, problem: AttentionProblem, device: Device) -> list[str]:
         """Each declared limit that the problem or device exceeds; empty when it can run."""

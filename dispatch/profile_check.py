@@ -158,7 +158,7 @@ def _parameters(
     """A kernel's parameters and their legal values, None where its backend can't be imported."""
     _check_name(backend, place, document)
     try:
-        kernels = registry.load(backend).capability.tunable()
+        kernels = registry.load(backend).capability.kernels
     except BackendUnavailableError:
         return None  # it runs nothing here, so no size can reach it
     if operation not in kernels:

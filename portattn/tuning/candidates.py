@@ -41,7 +41,7 @@ def kernels(device: Device, wanted: Sequence[str] = ()) -> tuple[Kernel, ...]:
             reasons[backend] = reason
             continue
         runner = registry.load(backend)
-        for operation, parameters in runner.capability.tunable().items():
+        for operation, parameters in runner.capability.kernels.items():
             kernel = Kernel(backend, operation, parameters, runner)
             found[kernel.name] = kernel
     for name in wanted:

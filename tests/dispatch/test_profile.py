@@ -255,7 +255,7 @@ def test_a_profile_may_have_rules_for_every_kernel_of_a_backend(name: str, write
         f"{name}.{kernel}": [{"use": {key: legal[0] for key, legal in parameters.items()}}]
         for kernel, parameters in kernels.items()
     }
-    preference = dict.fromkeys(OPERATIONS, [name, "reference"] if name != "reference" else [name])
+    preference = {operation: list({name, "reference"}) for operation in OPERATIONS}
     text = yaml.safe_dump(
         {"schema": 1, "name": "mine", "match": {}, "preference": preference, "kernels": rules}
     )

@@ -81,9 +81,7 @@ def test_no_default_is_refused_and_what_is_too_large_is(family: str) -> None:
 def test_most_of_the_space_is_left_out_on_a_small_card() -> None:
     device = DEVICES["sm_86"]
     backend = registry.load("triton")
-    kernel = candidates.Kernel(
-        "triton", "forward", backend.capability.tunable()["forward"], backend
-    )
+    kernel = candidates.Kernel("triton", "forward", backend.capability.kernels["forward"], backend)
     problem = targets.chosen(targets.usual(device), ["forward-d128-causal-2048"])[0].problem
     space = candidates.configurations(kernel, problem, device)
     fit = [c for c in space if not candidates.reasons_against(kernel, c, problem, device)]
