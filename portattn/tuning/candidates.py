@@ -9,7 +9,7 @@ from itertools import product
 from portattn.dispatch import registry, select
 from portattn.dispatch.backend import Backend, Config, HasTuningReasons, HasTuningSpace
 from portattn.dispatch.device import Device
-from portattn.dispatch.problem import AttentionProblem
+from portattn.dispatch.problem import OPERATIONS, AttentionProblem, Operation
 from portattn.errors import ArgumentError, BackendUnavailableError
 
 
@@ -18,7 +18,7 @@ class Kernel:
     """A kernel with its parameters' legal values; `name` is "backend.operation", as in profiles."""
 
     backend: str
-    operation: str
+    operation: Operation
     parameters: Mapping[str, tuple[int, ...]]
     runner: Backend = field(repr=False, compare=False)
 
@@ -41,14 +41,16 @@ def kernels(device: Device, wanted: Sequence[str] = ()) -> tuple[Kernel, ...]:
             reasons[backend] = reason
             continue
         runner = registry.load(backend)
-        for operation, parameters in runner.capability.kernels.items():
-            kernel = Kernel(backend, operation, parameters, runner)
-            found[kernel.name] = kernel
+        legal = runner.capability.kernels
+        for operation in OPERATIONS:
+            if operation in legal:
+                kernel = Kernel(backend, operation, legal[operation], runner)
+                found[kernel.name] = kernel
     for name in wanted:
         if name not in found:
             why = reasons.get(name.partition(".")[0])
-            legal = f"must be one of {', '.join(found) or 'none'} on {device}"
-            raise ArgumentError("kernel", legal, f"{name!r}" + (f" ({why})" if why else ""))
+            rule = f"must be one of {', '.join(found) or 'none'} on {device}"
+            raise ArgumentError("kernel", rule, f"{name!r}" + (f" ({why})" if why else ""))
     return tuple(kernel for name, kernel in found.items() if not wanted or name in wanted)
 
 

@@ -34,11 +34,13 @@ class Warmed:
 
 
 def warm(device: Device, progress: Callable[[str], None] | None = None) -> tuple[Warmed, ...]:
-    """Run each kernel once on the usual problems, decode also in pages, and once by every rule of
-    the active profile that none of these reaches."""
+    """Run each kernel that the active profile prefers once on the usual problems, decode also in
+    pages, and once by every rule that none of these reaches."""
     profile = profiles.for_device(device)
     done: list[Warmed] = []
     for kernel in candidates.kernels(device):
+        if kernel.backend not in profile.preference_for(kernel.operation):
+            continue
         seen: set[str] = set()
         for problem in _problems(kernel, profile, device):
             match = profiles.rule(profile, kernel.name, problem)
