@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from functools import cache
+from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 from torch import Tensor
 
@@ -106,6 +107,33 @@ class Backend(Protocol):
         ...
 
 
+Run = Callable[[AttentionTensors], tuple[Tensor, Tensor]]
+
+
+class Plan(Protocol):
+    """A call of forward or decode worked out for tensors of given shapes, dtypes and devices, with
+    q, k and v of given strides. Autocast changes nothing about it."""
+
+    def run(self, tensors: AttentionTensors) -> tuple[Tensor, Tensor]:
+        """(out, lse)."""
+        ...
+
+    def at(self, q: int, k: int, v: int) -> Tensor | None:
+        """out for q, k and v at these addresses; None where `run` must be called."""
+        ...
+
+
+@runtime_checkable
+class HasPlans(Protocol):
+    """A backend that works a call out once for all tensors of the same shapes."""
+
+    def plan(
+        self, tensors: AttentionTensors, problem: AttentionProblem, config: Config
+    ) -> Plan | None:
+        """The plan for tensors like these, None where nothing is gained by one."""
+        ...
+
+
 @runtime_checkable
 class HasStandIn(Protocol):
     """A backend that runs some problems by something slower than its own kernels.
@@ -156,3 +184,19 @@ class HasTuningSpace(Protocol):
     ) -> Iterable[Config]:
         """Configurations of a kernel, each of legal values."""
         ...
+
+
+def has_plans(backend: Backend) -> TypeGuard[HasPlans]:
+    """Whether a backend plans its calls."""
+    return _implements(type(backend), HasPlans)
+
+
+def has_stand_in(backend: Backend) -> TypeGuard[HasStandIn]:
+    """Whether a backend may run problems by a stand-in."""
+    return _implements(type(backend), HasStandIn)
+
+
+@cache
+def _implements(kind: type, role: type) -> bool:
+    # isinstance looks a protocol's methods up anew each time, which costs more than a decision.
+    return issubclass(kind, role)

@@ -6,12 +6,13 @@ import logging
 import os
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from portattn.dispatch import registry
-from portattn.dispatch.backend import Backend, HasStandIn
+from portattn.dispatch.backend import Backend, has_stand_in
 from portattn.dispatch.capability import Rejection
 from portattn.dispatch.device import Device
+from portattn.dispatch.environment import reader
 from portattn.dispatch.problem import AttentionProblem
 from portattn.errors import ArgumentError, BackendUnavailableError, NoBackendError
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from portattn.dispatch.profile import HardwareProfile
 
 log = logging.getLogger("portattn")
+
+# The environment variables that decisions depend on.
+environment = reader("PORTATTN_BACKEND", "PORTATTN_PROFILE", "PORTATTN_CPU_ISA")
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,6 @@ class Decision:
     forced: bool
     runner: Backend = field(repr=False)
     notes: tuple[str, ...] = ()
-
-
-def environment() -> tuple[str | None, ...]:
-    """The environment variables that decisions depend on, as they are now."""
-    get = os.environ.get
-    return get("PORTATTN_BACKEND"), get("PORTATTN_PROFILE"), get("PORTATTN_CPU_ISA")
 
 
 def forced_backend(argument: str | None) -> str | None:
@@ -146,7 +144,7 @@ def _stand_ins(
     """The candidates that would run the problem by a stand-in, and why."""
     found = {}
     for name, runner in candidates:
-        why = runner.stands_in(problem, device) if isinstance(runner, HasStandIn) else None
+        why = runner.stands_in(problem, device) if has_stand_in(runner) else None
         if why is not None:
             found[name] = why
     return found
@@ -256,13 +254,19 @@ def _announce(chosen: str, rejected: list[Rejection]) -> None:
     log.log(level, "%s runs this problem instead of %s", chosen, why)
 
 
-_CACHE: dict[Hashable, Decision] = {}
+_CACHE: dict[Hashable, Any] = {}
 _CACHE_LIMIT = 4096
 
 
-def cached(key: Hashable, decide: Callable[[], Decision]) -> Decision:
-    """The decision for a key, made by `decide` the first time; bounded, oldest keys go first."""
-    decision = _CACHE.get(key)
+Made = TypeVar("Made")
+
+
+def cached(key: Hashable, decide: Callable[[], Made]) -> Made:
+    """The decision for a key, and what comes of it: made by `decide` the first time.
+
+    Bounded, oldest keys go first.
+    """
+    decision: Made | None = _CACHE.get(key)
     if decision is None:
         decision = decide()
         if len(_CACHE) >= _CACHE_LIMIT:

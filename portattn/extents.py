@@ -17,6 +17,8 @@ def check_extents(tensors: AttentionTensors, options: Options) -> None:
     Only tensors on the CPU are read: on an accelerator reading them would make the host wait for
     the device on every call.
     """
+    if tensors.cu_seqlens_q is None and tensors.seqused_k is None:
+        return
     if tensors.q.device.type != "cpu":
         return
     if tensors.cu_seqlens_q is not None:
@@ -25,11 +27,10 @@ def check_extents(tensors: AttentionTensors, options: Options) -> None:
         table, k = tensors.block_table, tensors.k
         total_k = k.shape[0] if table is None else table.numel() * k.shape[1]
         counts = _check_cumulative("k", tensors.cu_seqlens_k, total_k, options.max_seqlen_k)
-    elif tensors.seqused_k is not None:
+    else:
+        assert tensors.seqused_k is not None
         counts = tensors.seqused_k.tolist()
         _check_cache(tensors, counts)
-    else:
-        return
     if tensors.block_table is not None:
         _check_block_table(tensors.block_table, counts, tensors.k.shape[0], tensors.k.shape[1])
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from portattn import arguments, extents
 from portattn.arguments import Options
 from portattn.dispatch import device as devices
 from portattn.dispatch import select
-from portattn.dispatch.backend import AttentionTensors
+from portattn.dispatch.backend import AttentionTensors, Plan, Run, has_plans
 from portattn.dispatch.problem import Operation
 from portattn.dispatch.select import Decision
 
@@ -44,10 +45,37 @@ observers: list[Callable[[Decision], None]] = []
 
 def forward(tensors: AttentionTensors, options: Options) -> tuple[Tensor, Tensor]:
     """(out, lse) of validated or unvalidated arguments, differentiable where the layout allows."""
-    if _needs_dispatcher(tensors):
+    if _needs_dispatcher(tensors.q, tensors.k, tensors.v, tensors.bias, tensors.sinks):
         out, lse = torch.ops.portattn.attention_forward(*_flat(tensors, options))
         return out, lse
     return _run_forward(tensors, options)
+
+
+def heads_first(
+    query: Tensor, key: Tensor, value: Tensor, softmax_scale: float | None, causal: bool
+) -> Tensor:
+    """out [B, Sq, H, Dv] of query [B, H, Sq, D], key [B, Hkv, Sk, D] and value [B, Hkv, Sk, Dv].
+
+    As `forward` of the transposed tensors. On a CPU, where the views would take longer than a short
+    call, they aren't made for a call that is planned.
+    """
+
+    def turned() -> tuple[AttentionTensors, Options]:
+        tensors = AttentionTensors(*(x.transpose(1, 2) for x in (query, key, value)))
+        scale = query.shape[-1] ** -0.5 if softmax_scale is None else float(softmax_scale)
+        return tensors, Options(scale, causal, (-1, 0 if causal else -1))
+
+    if query.is_cpu and not _needs_dispatcher(query, key, value):
+        place = (softmax_scale, causal, select.environment(), *_layout(query, key, value))
+        known = select.cached(place, lambda: _call("forward", *turned()))
+        out = None
+        if known.plan is not None:
+            out = known.plan.at(query.data_ptr(), key.data_ptr(), value.data_ptr())
+        if out is not None:
+            for observe in observers:
+                observe(known.decision)
+            return out
+    return forward(*turned())[0]
 
 
 def decide(
@@ -59,22 +87,67 @@ def decide(
     lse_grad: bool = False,
 ) -> Decision:
     """Validate, describe and decide; after the first call of a problem key, one dict lookup."""
-    key = (operation, bias_grad, lse_grad, options, select.environment(), *_key(tensors))
+    return _call(operation, tensors, options, bias_grad, lse_grad).decision
 
-    def first_time() -> Decision:
+
+class _Call(NamedTuple):
+    """A decision, and what runs it."""
+
+    decision: Decision
+    run: Run | None
+    plan: Plan | None
+
+
+def _call(
+    operation: Operation,
+    tensors: AttentionTensors,
+    options: Options,
+    bias_grad: bool = False,
+    lse_grad: bool = False,
+) -> _Call:
+    def first_time() -> _Call:
         problem = arguments.describe(
             operation, tensors, options, bias_grad=bias_grad, lse_grad=lse_grad
         )
         device = devices.of(tensors.q.device)
         with _without_autocast(device.type):
-            return select.select(problem, device, backend=options.backend)
+            decision = select.select(problem, device, backend=options.backend)
+        return _planned(decision, tensors)
 
+    key = (operation, bias_grad, lse_grad, options, select.environment(), *_key(tensors))
     return select.cached(key, first_time)
 
 
+def _planned(decision: Decision, tensors: AttentionTensors) -> _Call:
+    """By the backend's plan for tensors like these, else by its method for the operation."""
+    runner, problem, config = decision.runner, decision.problem, decision.config
+    if problem.operation == "backward":
+        return _Call(decision, None, None)
+    plan = runner.plan(tensors, problem, config) if has_plans(runner) else None
+    if plan is not None:
+        return _Call(decision, plan.run, plan)
+    method = runner.forward if problem.operation == "forward" else runner.decode
+
+    def run(tensors: AttentionTensors) -> tuple[Tensor, Tensor]:
+        with _without_autocast(tensors.q.device.type):
+            return method(tensors, problem, config)
+
+    return _Call(decision, run, None)
+
+
 def _key(tensors: AttentionTensors) -> tuple[Any, ...]:
-    q, k, v = tensors.q, tensors.k, tensors.v
-    key: tuple[Any, ...] = (
+    key = _layout(tensors.q, tensors.k, tensors.v)
+    for place, tensor in enumerate(_optional(tensors)):
+        if tensor is not None:
+            key += (place, tensor.shape, tensor.dtype, tensor.device)
+    return key
+
+
+_optional = attrgetter(*tuple(AttentionTensors.__dataclass_fields__)[3:])
+
+
+def _layout(q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, ...]:
+    return (
         q.shape,
         q.stride(),
         q.dtype,
@@ -88,42 +161,38 @@ def _key(tensors: AttentionTensors) -> tuple[Any, ...]:
         v.dtype,
         v.device,
     )
-    for name in _OPTIONAL:
-        tensor = getattr(tensors, name)
-        if tensor is not None:
-            key += (name, tensor.shape, tensor.dtype, tensor.device)
-    return key
 
 
-_OPTIONAL = tuple(AttentionTensors.__dataclass_fields__)[3:]
-
-
-def _needs_dispatcher(tensors: AttentionTensors) -> bool:
+def _needs_dispatcher(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, sinks: Tensor | None = None
+) -> bool:
     """Whether autograd, tracing or a tensor subclass must see the call as an operator."""
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+    if _is_compiling() or is_in_torch_dispatch_mode():
         return True
-    q, k, v = tensors.q, tensors.k, tensors.v
     if not (type(q) is type(k) is type(v) is Tensor):
         return True
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if _functorch_level() is not None:
         return True
     if not torch.is_grad_enabled():
         return False
-    return any(
-        tensor is not None and tensor.requires_grad
-        for tensor in (q, k, v, tensors.bias, tensors.sinks)
-    )
+    if q.requires_grad or k.requires_grad or v.requires_grad:
+        return True
+    return any(tensor is not None and tensor.requires_grad for tensor in (bias, sinks))
+
+
+# Looked up once: this is asked at every call, when the caches hold something else.
+_is_compiling = torch.compiler.is_compiling
+_functorch_level = torch._C._functorch.peek_interpreter_stack
 
 
 def _run_forward(tensors: AttentionTensors, options: Options) -> tuple[Tensor, Tensor]:
     operation: Operation = "forward" if tensors.seqused_k is None else "decode"
-    decision = decide(operation, tensors, options)
+    decision, run, _ = _call(operation, tensors, options)
     extents.check_extents(tensors, options)
     for observe in observers:
         observe(decision)
-    run = decision.runner.forward if operation == "forward" else decision.runner.decode
-    with _without_autocast(tensors.q.device.type):
-        return run(tensors, decision.problem, decision.config)
+    assert run is not None
+    return run(tensors)
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[Any]:

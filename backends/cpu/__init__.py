@@ -12,6 +12,7 @@ from portattn.backends.cpu.compiled_prefill import (
     reasons_against_prefill,
 )
 from portattn.backends.cpu.decode_call import decode, reasons_against_decode
+from portattn.backends.cpu.decode_plan import DecodePlan, plan_decode
 from portattn.dispatch.backend import AttentionTensors, Config, Gradients
 from portattn.dispatch.capability import Capability
 from portattn.dispatch.device import Device
@@ -110,6 +111,19 @@ class CpuBackend:
 
     decode = forward
 
+    def plan(
+        self, tensors: AttentionTensors, problem: AttentionProblem, config: Config
+    ) -> DecodePlan | None:
+        """The decode kernel's call; a call of the tiles takes too long to gain from one."""
+        if library.load() is None or not _is_decode(problem):
+            return None
+        most = min(_threads_worth(problem), library.cores())
+
+        def unplanned(tensors: AttentionTensors) -> tuple[Tensor, Tensor]:
+            return self.forward(tensors, problem, config)
+
+        return plan_decode(tensors, problem, config.get("block_n", 0), most, unplanned)
+
     def backward(
         self,
         grad_out: Tensor,
@@ -136,11 +150,16 @@ _WORTH_A_THREAD = {True: 2e6, False: 8e6}
 
 def _threads(problem: AttentionProblem) -> int:
     """How many threads share a problem, the caller's included; results don't depend on it."""
+    return min(library.threads(), _threads_worth(problem))
+
+
+def _threads_worth(problem: AttentionProblem) -> int:
+    """How many threads the problem's work is enough for."""
     dims = problem.head_dim + problem.head_dim_v
     queries = problem.rows * problem.heads
     work = queries * problem.seqlen_k * dims * (0.5 if problem.causal else 1.0)
     enough = int(work / _WORTH_A_THREAD[_is_decode(problem)])
-    return max(1, min(library.threads(), enough))
+    return max(1, enough)
 
 
 def _is_decode(problem: AttentionProblem) -> bool:

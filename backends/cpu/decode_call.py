@@ -23,6 +23,7 @@ _BLOCK_N = 512
 
 # pa_decode_args of csrc/library.h: 53 members of pa_forward_args, then 12 of pa_layout.
 ARGUMENTS = struct.Struct("=32q3d18q12q")
+NO_MEMORY = "no memory for the partial results of attention on the CPU"
 _NO_PAGES = (0, 0, 0, 0, 0)
 _NO_FEATURES = (0,) * 14
 
@@ -52,19 +53,33 @@ def decode(
 
     Raises MemoryError when the partial results can't be allocated.
     """
+    if tensors.cu_seqlens_q is not None:
+        out, lse = empty_result(tensors)
+    else:
+        batch, rows, heads, _ = tensors.q.shape
+        out = torch.empty((batch, rows, heads, tensors.v.shape[-1]), dtype=tensors.q.dtype)
+        lse = torch.empty((batch, heads, rows), dtype=torch.float32)
+    kept: list[Tensor] = []
+    if library.pa_decode(arguments_of(tensors, problem, block_n, out, lse, kept), threads):
+        raise MemoryError(NO_MEMORY)
+    return out, lse
+
+
+def arguments_of(
+    tensors: AttentionTensors,
+    problem: AttentionProblem,
+    block_n: int,
+    out: Tensor,
+    lse: Tensor,
+    kept: list[Tensor],
+) -> bytes:
+    """pa_decode_args of a call; its pointers are valid while `kept`, which it adds to, lives."""
     q, k, v = tensors.q, tensors.k, tensors.v
     packed = tensors.cu_seqlens_q is not None
+    heads, rows = lse.shape[-2:]
     dim_v = v.shape[-1]
-    if packed:
-        out, lse = empty_result(tensors)
-        heads, rows = lse.shape
-    else:
-        batch, rows, heads, _ = q.shape
-        out = torch.empty((batch, rows, heads, dim_v), dtype=q.dtype)
-        lse = torch.empty((batch, heads, rows), dtype=torch.float32)
     q_stride, k_stride, v_stride = q.stride(), k.stride(), v.stride()
-    kept: list[Tensor] = []
-    arguments = ARGUMENTS.pack(
+    return ARGUMENTS.pack(
         q.data_ptr(),
         k.data_ptr(),
         v.data_ptr(),
@@ -103,9 +118,6 @@ def decode(
         k.shape[-3],
         *_lengths(tensors, kept),
     )
-    if library.pa_decode(arguments, threads):
-        raise MemoryError("no memory for the partial results of attention on the CPU")
-    return out, lse
 
 
 def _pages(tensors: AttentionTensors, kept: list[Tensor]) -> tuple[int, int, int, int, int]:

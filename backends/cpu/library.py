@@ -8,12 +8,14 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import torch
 
 from portattn.backends.cpu import build
 from portattn.dispatch import device as devices
+from portattn.dispatch.environment import reader
 from portattn.errors import ArgumentError
 
 HOW_TO_BUILD = "`portattn doctor --build` builds it"
@@ -127,20 +129,30 @@ def load() -> ctypes.CDLL | None:
 
     None when there is no library. Raises ArgumentError for an instruction set that isn't here.
     """
-    global _variant
-    wanted = os.environ.get("PORTATTN_CPU_ISA", "")
+    global _variant, _seen
     library = state().library
     if library is None:
         return None
+    if _variant is not None and (_variant, _wanted()) == _seen:
+        return library
+    wanted = os.environ.get("PORTATTN_CPU_ISA", "")
     if wanted != _variant:
         if library.pa_use(wanted.encode()):
             has = ", ".join(usable_variants(library))
             raise ArgumentError("PORTATTN_CPU_ISA", f"must be one of {has}", repr(wanted))
         _variant = wanted
+    _seen = wanted, _wanted()
     return library
 
 
 _variant: str | None = None
+_wanted = reader("PORTATTN_CPU_ISA")
+_seen: tuple[str, Any] | None = None
+
+
+def in_use() -> tuple[State | None, str | None]:
+    """The library and the wish for an instruction set that `load` saw last."""
+    return _state, _variant
 
 
 def variant(library: ctypes.CDLL) -> str:
@@ -161,7 +173,12 @@ def usable_variants(library: ctypes.CDLL) -> list[str]:
 
 def threads() -> int:
     """torch's number of threads, cut by the cgroup's quota; the library cuts it by affinity."""
-    return min(torch.get_num_threads(), devices.of(_CPU).cores)
+    return min(torch.get_num_threads(), cores())
+
+
+def cores() -> int:
+    """Cores that the process was found to have; at least 1."""
+    return max(1, devices.of(_CPU).cores)
 
 
 _CPU = torch.device("cpu")

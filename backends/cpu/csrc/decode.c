@@ -447,7 +447,8 @@ static float merge_row(const pa_forward_args *f, const pa_partial *from, int64_t
     memset(row, 0, columns * sizeof(float));
     for (int64_t x = 0; x < parts; x++) {
         const float *acc = from->acc + x * stride + r * columns;
-        const double weight = exp2(from->top[x * stride + r] - base);
+        const double part_top = from->top[x * stride + r];
+        const double weight = part_top == base ? 1.0 : exp2(part_top - base);
         sum += weight * from->sum[x * stride + r];
         const vf share = v_set1((float)weight);
         for (int64_t d = 0; d < columns; d += VW)
@@ -456,7 +457,7 @@ static float merge_row(const pa_forward_args *f, const pa_partial *from, int64_t
     if (f->sinks) sum += exp2(sink - base);
     const vf inverse = v_set1((float)(sum == 0.0 ? 1.0 : 1.0 / sum));
     for (int64_t d = 0; d < columns; d += VW) v_store(row + d, v_mul(v_load(row + d), inverse));
-    return (float)(top / LOG2_E + log(sum));
+    return f->lse ? (float)(top / LOG2_E + log(sum)) : 0.0f;
 }
 
 static void merge(const pa_forward_args *f, int64_t b, int64_t kv_head, const pa_partial *from,
@@ -467,8 +468,8 @@ static void merge(const pa_forward_args *f, int64_t b, int64_t kv_head, const pa
     float row[columns], line[columns];
     for (int64_t r = 0; r < rows; r++) {
         const int64_t i = r / group, head = kv_head * group + r % group;
-        f->lse[s->lse + head * f->lse_head + i] =
-            merge_row(f, from, rows * (columns + 2), parts, r, head, row);
+        const float lse = merge_row(f, from, rows * (columns + 2), parts, r, head, row);
+        if (f->lse) f->lse[s->lse + head * f->lse_head + i] = lse;
         for (int64_t d = 0; d < f->head_dim_v; d++) line[d] = row[v_place((int)f->kv_dtype, d)];
         store_row(f->out, f->dtype, s->out + i * f->out_row + head * f->out_head, line,
                   f->head_dim_v);

@@ -28,8 +28,8 @@ typedef struct {
 /* sizeof(pa_decode_args) */
 int64_t pa_decode_args_bytes(void);
 
-/* out and lse of every row by the kernel for few query rows, which has no dropout; block_n is the
- * chunk of keys. -1: out of memory. */
+/* out of every row, and lse unless it is NULL, by the kernel for few query rows, which has no dropout;
+ * block_n is the chunk of keys. -1: out of memory. */
 int pa_decode(const pa_decode_args *args, int64_t threads);
 
 /* The same on as many threads as are asked for, even where processors are fewer. */

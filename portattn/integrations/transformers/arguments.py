@@ -90,10 +90,10 @@ class Arguments:
 def parse(given: dict[str, Any]) -> Arguments:
     """Read every argument. Raises IntegrationError for one that would otherwise be ignored."""
     rest = {
-        name: value
-        for name, value in given.items()
-        if value is not None and name not in IRRELEVANT and name not in _PAGED
+        name: value for name, value in given.items() if value is not None and name not in _SKIPPED
     }
+    if not rest:
+        return NOTHING
     for name in _FALSE_IS_OFF:
         if rest.get(name) is False:
             del rest[name]
@@ -111,8 +111,10 @@ def parse(given: dict[str, Any]) -> Arguments:
     return arguments
 
 
-# Read by the cache of continuous batching, which is handled before the rest.
-_PAGED = frozenset({"read_index", "write_index"})
+NOTHING = Arguments()
+
+# The last two are read by the cache of continuous batching, which is handled before the rest.
+_SKIPPED = IRRELEVANT | {"read_index", "write_index"}
 
 
 def _lengths(rest: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import portattn
+from portattn import ops
 from portattn.errors import IntegrationError
 from portattn.integrations.transformers import arguments
 from portattn.integrations.transformers.arguments import Arguments
@@ -48,35 +49,40 @@ def attention_forward(
     given = arguments.parse(kwargs)
     if isinstance(scaling, Tensor):  # learned, so it needs its gradient
         query, scaling = query * scaling, 1.0
-    qkv = _prepared(query, key, value)
+    query, key, value = _alike(query, key, value)
+    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+    drops = dropout if module.training else 0.0
+    if attention_mask is None and given is arguments.NOTHING and paged is None and not drops:
+        causal = _checked_causal(causal, query.size(2), key.size(2))
+        return ops.heads_first(query, key, value, scaling, causal), None
+    qkv = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     common = {
         "softmax_scale": scaling,
         "softcap": given.softcap,
         "sinks": given.sinks,
-        "dropout_p": dropout if module.training else 0.0,
+        "dropout_p": drops,
         "deterministic": given.deterministic,
     }
     if paged is not None:
         # The mask that comes along writes out what the lengths say.
         return _varlen(qkv, given, True, given.window, common), None
-    causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
-    out = _by_mask(qkv, attention_mask, bool(causal), given, common)
+    out = _by_mask(qkv, attention_mask, causal, given, common)
     return out.contiguous(), None
 
 
-def _prepared(query: Tensor, key: Tensor, value: Tensor) -> QKV:
-    """q, k, v as [B, S, H, D] views, of one batch and, under autocast, of its dtype."""
-    device = query.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+def _alike(query: Tensor, key: Tensor, value: Tensor) -> QKV:
+    """The tensors with one batch and, under autocast, in its dtype."""
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    batch = max(query.shape[0], key.shape[0])
-    # Learned queries come with a batch of 1.
-    q, k, v = (
-        tensor if tensor.shape[0] == batch else tensor.expand(batch, -1, -1, -1)
-        for tensor in (query, key, value)
-    )
-    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if not query.size(0) == key.size(0) == value.size(0):
+        # Learned queries come with a batch of 1.
+        batch = max(query.shape[0], key.shape[0])
+        query, key, value = (
+            tensor if tensor.shape[0] == batch else tensor.expand(batch, -1, -1, -1)
+            for tensor in (query, key, value)
+        )
+    return query, key, value
 
 
 def _by_mask(
@@ -192,12 +198,7 @@ def _limits(batch: int, seqlen_q: int, seqlen_k: int, given: Arguments) -> list[
 
 def _without_mask(qkv: QKV, causal: bool, given: Arguments, common: dict[str, Any]) -> Tensor:
     q, k, v = qkv
-    causal = causal and q.shape[1] > 1
-    if causal and q.shape[1] != k.shape[1]:
-        raise IntegrationError(
-            f"causal attention of {q.shape[1]} queries over {k.shape[1]} keys needs a mask: "
-            "without one it isn't known which keys the first query sees"
-        )
+    causal = _checked_causal(causal, q.shape[1], k.shape[1])
     return _attend(
         q,
         k,
@@ -207,6 +208,18 @@ def _without_mask(qkv: QKV, causal: bool, given: Arguments, common: dict[str, An
         bias=given.bias,
         **common,
     )
+
+
+def _checked_causal(causal: bool, seqlen_q: int, seqlen_k: int) -> bool:
+    """Whether a call without a mask is causal; a single query sees every key."""
+    if not causal or seqlen_q <= 1:
+        return False
+    if seqlen_q != seqlen_k:
+        raise IntegrationError(
+            f"causal attention of {seqlen_q} queries over {seqlen_k} keys needs a mask: "
+            "without one it isn't known which keys the first query sees"
+        )
+    return True
 
 
 def _window(size: int | None, causal: bool) -> tuple[int, int]:

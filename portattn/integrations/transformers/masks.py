@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from portattn.errors import IntegrationError
 from portattn.integrations.transformers.structured_mask import (
     Band,
     Packing,
+    Region,
     StructuredMask,
     region,
 )
@@ -51,13 +52,22 @@ def attention_mask(**request: Any) -> Tensor | None:
     config_class: type = type(request.get("config"))
     _refuse_untested_models(config_class)
     traced = is_tracing(request.get("attention_mask")) or torch.compiler.is_compiling()
-    mask = None if traced else _structured(request)
-    if mask is None:
+    parts = None if traced else _parts(request)
+    if parts is None:
         return masking_utils.sdpa_mask(
             **{**request, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         )
     may_skip = request.get("allow_is_causal_skip") or request.get("allow_is_bidirectional_skip")
-    return None if may_skip and _one_query_sees_all(mask) else mask
+    if may_skip and _one_query_sees_all(parts):
+        return None
+    keys = torch.ones(1, 1, dtype=torch.bool, device=request.get("device"))
+    return StructuredMask(
+        parts.shape,
+        parts.band,
+        keys if parts.padding is None else parts.padding,
+        parts.padding is not None,
+        parts.packing,
+    )
 
 
 def rule_of(mask_function: MaskRule) -> Rule | None:
@@ -124,8 +134,18 @@ def _tighter(a: int, b: int) -> int:
     return max(a, b) if min(a, b) < 0 else min(a, b)
 
 
-def _structured(request: dict[str, Any]) -> StructuredMask | None:
-    """The request as a StructuredMask, or None where it must be written out."""
+class _Parts(NamedTuple):
+    """A StructuredMask to be; padding is None where no key that a query sees is padding."""
+
+    shape: tuple[int, int, int, int]
+    band: Band
+    area: Region
+    padding: Tensor | None
+    packing: Packing | None
+
+
+def _parts(request: dict[str, Any]) -> _Parts | None:
+    """The request as a StructuredMask's parts, or None where it must be written out."""
     # Earlier versions describe the queries by their positions; static caches count on the device,
     # where reading the count for a single query would cost more than a mask of one row.
     q_length, q_offset = request.get("q_length"), request.get("q_offset")
@@ -139,18 +159,18 @@ def _structured(request: dict[str, Any]) -> StructuredMask | None:
         return None
     band = Band(int(q_offset) - kv_offset, rule.left, rule.right)
     area = region(band, q_length, kv_length)
-    padding = _padding(request)
-    if area is None or padding is None:
+    if area is None or not _is_padding(request.get("attention_mask")):
         return None
+    padding = _padding(request)
     shape = (request["batch_size"], 1, q_length, kv_length)
     packing = None
     if rule.sequence_ids is not None:
-        if padding.numel() > 1 or rule.sequence_ids.shape != (shape[0], q_length):
+        if padding is not None or rule.sequence_ids.shape != (shape[0], q_length):
             return None
         packing = _packing(rule.sequence_ids)
-    padded = padding.numel() > 1 and not bool(padding[:, area.start : area.stop].all())
-    keys = padding if padded else padding.new_ones(1, 1)
-    return StructuredMask(shape, band, keys, padded, packing)
+    if padding is not None and bool(padding[:, area.start : area.stop].all()):
+        padding = None
+    return _Parts(shape, band, area, padding, packing)
 
 
 def _without_chunk(rule: Rule | None, *ends: int) -> Rule | None:
@@ -162,13 +182,16 @@ def _without_chunk(rule: Rule | None, *ends: int) -> Rule | None:
     return replace(rule, chunk=0)
 
 
+def _is_padding(mask: Tensor | None) -> bool:
+    """Whether a mask says no more than which keys are padding."""
+    return mask is None or (mask.dim() == 2 and mask.dtype == torch.bool)
+
+
 def _padding(request: dict[str, Any]) -> Tensor | None:
-    """Which of the keys are no padding: bool [B, Sk], [1, 1] for all; None if it says more."""
+    """Which of the keys are no padding: bool [B, Sk]; None where nobody says that some are."""
     mask: Tensor | None = request.get("attention_mask")
     kv_length, kv_offset = request["kv_length"], request["kv_offset"]
     if mask is None:
-        return torch.ones(1, 1, dtype=torch.bool, device=request.get("device"))
-    if mask.dim() != 2 or mask.dtype != torch.bool:
         return None
     # A static cache has room for keys that the mask doesn't reach yet.
     missing = kv_offset + kv_length - mask.shape[1]
@@ -185,14 +208,11 @@ def _packing(sequence_ids: Tensor) -> Packing:
     return Packing(sequence_ids, cu_seqlens, int(cu_seqlens.diff().max()))
 
 
-def _one_query_sees_all(mask: StructuredMask) -> bool:
-    area = mask.region()
-    return (
-        mask.shape[2] == 1
-        and not mask.padded
-        and area is not None
-        and (area.start, area.stop) == (0, mask.shape[3])
-    )
+def _one_query_sees_all(parts: _Parts) -> bool:
+    """A packing of one token hides nothing."""
+    *_, queries, keys = parts.shape
+    whole = (parts.area.start, parts.area.stop) == (0, keys)
+    return queries == 1 and parts.padding is None and whole
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
