@@ -118,8 +118,12 @@ class Plan(Protocol):
         """(out, lse)."""
         ...
 
-    def at(self, q: int, k: int, v: int) -> Tensor | None:
-        """out for q, k and v at these addresses; None where `run` must be called."""
+    def heads_first(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor | None:
+        """out, from the transposed tensors [B, H, S, D]; None where `run` must be called.
+
+        Of the plan's shapes but for the number of keys and the strides of key and value, which may
+        be any.
+        """
         ...
 
 

@@ -258,6 +258,11 @@ _CACHE: dict[Hashable, Any] = {}
 _CACHE_LIMIT = 4096
 
 
+def known(key: Hashable) -> Any:
+    """What was cached for a key, None where nothing was."""
+    return _CACHE.get(key)
+
+
 Made = TypeVar("Made")
 
 

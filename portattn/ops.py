@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -56,26 +57,56 @@ def heads_first(
 ) -> Tensor:
     """out [B, Sq, H, Dv] of query [B, H, Sq, D], key [B, Hkv, Sk, D] and value [B, Hkv, Sk, Dv].
 
-    As `forward` of the transposed tensors. On a CPU, where the views would take longer than a short
-    call, they aren't made for a call that is planned.
+    As `forward` of the transposed tensors. On a CPU, where the views and a decision take longer
+    than a short call, neither is made for a call that is planned: decoding adds a key at each step,
+    so a plan serves every number of keys up to the next power of two.
     """
+    q, k, v = query, key, value
+    place: tuple[Any, ...] | None = None
+    if q.is_cpu and q.dim() == k.dim() == v.dim() == 4 and not _needs_dispatcher(q, k, v):
+        batch, heads, keys, dim = k.shape
+        place = (
+            softmax_scale, causal, select.environment(), keys == v.size(2), _power(keys),
+            q.shape, q.stride(), q.dtype, q.device,
+            batch, heads, dim, k.dtype, k.device,
+            v.size(0), v.size(1), v.size(3), v.dtype, v.device,
+        )  # fmt: skip
+        known: _Call | None = select.known(place)
+        if known is not None and known.plan is not None:
+            out = known.plan.heads_first(q, k, v)
+            if out is not None:
+                for observe in observers:
+                    observe(known.decision)
+                return out
+    tensors = AttentionTensors(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else float(softmax_scale)
+    options = Options(scale, causal, (-1, 0 if causal else -1))
+    out, _ = forward(tensors, options)
+    if place is not None:
+        select.cached(place, lambda: _growing_call(tensors, options))
+    return out
 
-    def turned() -> tuple[AttentionTensors, Options]:
-        tensors = AttentionTensors(*(x.transpose(1, 2) for x in (query, key, value)))
-        scale = query.shape[-1] ** -0.5 if softmax_scale is None else float(softmax_scale)
-        return tensors, Options(scale, causal, (-1, 0 if causal else -1))
 
-    if query.is_cpu and not _needs_dispatcher(query, key, value):
-        place = (softmax_scale, causal, select.environment(), *_layout(query, key, value))
-        known = select.cached(place, lambda: _call("forward", *turned()))
-        out = None
-        if known.plan is not None:
-            out = known.plan.at(query.data_ptr(), key.data_ptr(), value.data_ptr())
-        if out is not None:
-            for observe in observers:
-                observe(known.decision)
-            return out
-    return forward(*turned())[0]
+def _power(keys: int) -> int:
+    """The exponent of the next power of two."""
+    return (keys - 1).bit_length() if keys > 1 else 0
+
+
+def _growing_call(tensors: AttentionTensors, options: Options) -> _Call:
+    """The plan for every number of keys up to the next power of two, where all get the same one.
+
+    What decides between backends and configurations by length does so by limits: those who agree
+    at both ends agree in between.
+    """
+    exact = _call("forward", tensors, options)
+    problem, device = exact.decision.problem, exact.decision.device
+    longest = 1 << _power(problem.seqlen_k)
+    first, last = [
+        select.select(replace(problem, seqlen_k=keys), device)
+        for keys in (longest // 2 + 1, longest)
+    ]
+    choices = {(d.backend, *sorted(d.config.items())) for d in (first, exact.decision, last)}
+    return exact._replace(plan=None) if len(choices) > 1 else _planned(last, tensors)
 
 
 def decide(

@@ -117,12 +117,13 @@ class CpuBackend:
         """The decode kernel's call; a call of the tiles takes too long to gain from one."""
         if library.load() is None or not _is_decode(problem):
             return None
-        most = min(_threads_worth(problem), library.cores())
+        work = _work(problem) / max(1, problem.seqlen_k)
+        threads = library.cores(), _WORTH_A_THREAD[True] / max(1.0, work)
 
         def unplanned(tensors: AttentionTensors) -> tuple[Tensor, Tensor]:
             return self.forward(tensors, problem, config)
 
-        return plan_decode(tensors, problem, config.get("block_n", 0), most, unplanned)
+        return plan_decode(tensors, problem, config.get("block_n", 0), threads, unplanned)
 
     def backward(
         self,
@@ -150,16 +151,15 @@ _WORTH_A_THREAD = {True: 2e6, False: 8e6}
 
 def _threads(problem: AttentionProblem) -> int:
     """How many threads share a problem, the caller's included; results don't depend on it."""
-    return min(library.threads(), _threads_worth(problem))
+    enough = int(_work(problem) / _WORTH_A_THREAD[_is_decode(problem)])
+    return max(1, min(library.threads(), enough))
 
 
-def _threads_worth(problem: AttentionProblem) -> int:
-    """How many threads the problem's work is enough for."""
+def _work(problem: AttentionProblem) -> float:
+    """Multiply-adds."""
     dims = problem.head_dim + problem.head_dim_v
     queries = problem.rows * problem.heads
-    work = queries * problem.seqlen_k * dims * (0.5 if problem.causal else 1.0)
-    enough = int(work / _WORTH_A_THREAD[_is_decode(problem)])
-    return max(1, enough)
+    return queries * problem.seqlen_k * dims * (0.5 if problem.causal else 1.0)
 
 
 def _is_decode(problem: AttentionProblem) -> bool:

@@ -52,6 +52,8 @@ def attention_mask(**request: Any) -> Tensor | None:
     config_class: type = type(request.get("config"))
     _refuse_untested_models(config_class)
     traced = is_tracing(request.get("attention_mask")) or torch.compiler.is_compiling()
+    if not traced and _newest_token_sees_all(request):
+        return None
     parts = None if traced else _parts(request)
     if parts is None:
         return masking_utils.sdpa_mask(
@@ -132,6 +134,19 @@ def _intersection(rules: list[Rule | None]) -> Rule | None:
 
 def _tighter(a: int, b: int) -> int:
     return max(a, b) if min(a, b) < 0 else min(a, b)
+
+
+def _newest_token_sees_all(request: dict[str, Any]) -> bool:
+    """The request of most steps of a generation, which needs none of what follows."""
+    offset = request.get("q_offset")
+    return (
+        request.get("q_length") == 1
+        and request.get("attention_mask") is None
+        and request.get("mask_function") is masking_utils.causal_mask_function
+        and bool(request.get("allow_is_causal_skip"))
+        and isinstance(offset, int)
+        and offset >= request["kv_offset"] + request["kv_length"] - 1
+    )
 
 
 class _Parts(NamedTuple):
