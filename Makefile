@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 # Spinning OpenMP threads that share a core with anything else take a hundred times as long.
 ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: help demo test nightly test-gpu sanitize defects clean
+.PHONY: help demo test nightly test-gpu sanitize sanitize-gpu defects clean
 
 help:
 	@echo "make demo      install into $(VENV), ask a small model a question, show which kernels ran"
@@ -28,6 +28,7 @@ help:
 	@echo "make nightly   the property tests with $(EXAMPLES) examples each"
 	@echo "make test-gpu  the tests that need an NVIDIA GPU"
 	@echo "make sanitize  the CPU kernels under address, undefined-behaviour and thread sanitizers"
+	@echo "make sanitize-gpu  the Triton kernels under compute-sanitizer, on a GPU"
 	@echo "make defects   seed defects into the CPU kernels: the tests must catch them"
 	@echo "make clean     remove $(VENV) and what builds leave behind"
 
@@ -52,6 +53,9 @@ test-gpu: $(VENV)/.dev
 
 sanitize: $(VENV)/.dev
 	$(BIN)/python tools/sanitize.py
+
+sanitize-gpu: $(VENV)/.dev
+	$(ENV) $(BIN)/python tools/sanitize_gpu.py
 
 defects: $(VENV)/.dev
 	$(ENV) $(BIN)/python tools/cpu_defects.py

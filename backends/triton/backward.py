@@ -121,7 +121,9 @@ def add_rows(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add what rows lo .. hi of head h give to a tile of keys; scores are [keys, rows] here."""
-    for start in tl.range(lo, hi, BLOCK_M):
+    # As in the forward: the rare second look isn't pipelined.
+    STAGES: tl.constexpr = 1 if FINITE else None
+    for start in tl.range(lo, hi, BLOCK_M, num_stages=STAGES):
         rows = start + tl.arange(0, BLOCK_M)
         inside = rows < seqlen_q
         row = first_row + start
@@ -167,7 +169,9 @@ def add_keys(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add what keys lo .. hi give to the dq of a tile of rows."""
-    for start in tl.range(lo, hi, BLOCK_N):
+    # As in the forward: the rare second look isn't pipelined.
+    STAGES: tl.constexpr = 1 if FINITE else None
+    for start in tl.range(lo, hi, BLOCK_N, num_stages=STAGES):
         keys = start + tl.arange(0, BLOCK_N)
         inside = keys < seqlen_k
         key = first + start

@@ -4,9 +4,10 @@ LeanAttention (arXiv 2405.10480): the tiles of keys of all sequences and kv head
 
     sequence 0, head 0: tiles 0 .. T0-1 | sequence 0, head 1: ... | sequence 1, head 0: ... | ...
 
-and each of P programs takes an equal, contiguous run of it, wherever that begins and ends. The
-lengths are read on the device, so a captured graph replays with lengths that have grown. The query
-heads of a kv head are packed as rows of one tile: row r is query r // group of head r % group.
+and each of P programs takes a contiguous run of it, wherever that begins and ends; runs differ by
+one tile at most. The lengths are read on the device, so a captured graph replays with lengths that
+have grown. The query heads of a kv head are packed as rows of one tile: row r is query r // group
+of head r % group.
 
 A run that holds an output's whole list writes it. Otherwise it leaves (acc, l, m) in its slot of
 the workspace, and whoever comes last merges them in the order of the programs, where they are many
@@ -56,10 +57,10 @@ def tile_count(extents, terms, b, valid, seqlen_q, run, BLOCK_N: tl.constexpr, A
 
 @triton.jit
 def list_length(extents, terms, batch, seqlen_q, run, BLOCK_N: tl.constexpr, ALONE: tl.constexpr,
-                AT_ONCE: tl.constexpr, ONCE: tl.constexpr):  # fmt: skip
-    """Tiles of all sequences, for one kv head and row tile; ONCE if one load takes them all."""
+                AT_ONCE: tl.constexpr):  # fmt: skip
+    """Tiles of all sequences, for one kv head and row tile."""
     total = batch * 0
-    for start in tl.range(0, AT_ONCE if ONCE else batch, AT_ONCE):
+    for start in tl.range(0, batch, AT_ONCE):
         b = start + tl.arange(0, AT_ONCE)
         total += tl.sum(tile_count(extents, terms, b, b < batch, seqlen_q, run, BLOCK_N, ALONE))
     return total
@@ -67,20 +68,45 @@ def list_length(extents, terms, batch, seqlen_q, run, BLOCK_N: tl.constexpr, ALO
 
 @triton.jit
 def find(extents, terms, batch, units, place, seqlen_q, run, BLOCK_N: tl.constexpr,
-         ALONE: tl.constexpr, AT_ONCE: tl.constexpr, ONCE: tl.constexpr):  # fmt: skip
-    """(sequence that holds a place in the list, tiles per unit before that sequence)."""
+         ALONE: tl.constexpr, AT_ONCE: tl.constexpr):  # fmt: skip
+    """(sequence that holds a place in the list, tiles per unit before it, and in it)."""
     found = batch * 0
     before = batch * 0
     past = batch * 0
-    for start in tl.range(0, AT_ONCE if ONCE else batch, AT_ONCE):
+    for start in tl.range(0, batch, AT_ONCE):
         b = start + tl.arange(0, AT_ONCE)
         count = tile_count(extents, terms, b, b < batch, seqlen_q, run, BLOCK_N, ALONE)
-        ends = past + tl.cumsum(count, 0)
-        earlier = (b < batch) & (ends * units <= place)
+        earlier, ends = ends_before(count, b < batch, past, units, place)
         found += tl.sum(earlier.to(tl.int32))
         before = tl.maximum(before, tl.max(tl.where(earlier, ends, 0)))
         past += tl.sum(count)
-    return found, before
+    count = tile_count(extents, terms, found, found < batch, seqlen_q, run, BLOCK_N, ALONE)
+    return found, before, count
+
+
+@triton.jit
+def ends_before(count, valid, past, units, place):
+    """Which sequences end before a place in the list, and where each ends, in tiles per unit."""
+    ends = past + tl.cumsum(count, 0)
+    return valid & (ends * units <= place), ends
+
+
+@triton.jit
+def run_start(program, length, programs, run, ALONE: tl.constexpr):
+    """Where a program's run begins: runs of `run` tiles if ALONE, else even shares."""
+    if ALONE:
+        return program * run
+    else:
+        return (program.to(tl.int64) * length // programs).to(tl.int32)
+
+
+@triton.jit
+def owner(place, length, programs, run, ALONE: tl.constexpr):
+    """The program whose run holds a place: the last that begins at or before it."""
+    if ALONE:
+        return place // run
+    else:
+        return (((place + 1).to(tl.int64) * programs - 1) // length).to(tl.int32)
 
 
 @triton.jit
@@ -166,16 +192,18 @@ def write(out, lse, acc0, acc1, l, m, b, h_kv, packed, valid, GROUP: tl.constexp
 @triton.jit
 def leave_part(
     out, lse, work, sums, counters, acc0, acc1, l, m, rows, valid, b, h_kv, first_row, seqlen_q,
-    origin, count, run, GROUP: tl.constexpr, ROWS: tl.constexpr, MERGED: tl.constexpr,
-    DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
+    origin, count, length, programs, run, GROUP: tl.constexpr, ROWS: tl.constexpr,
+    MERGED: tl.constexpr, DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
+    ALONE: tl.constexpr,
 ):  # fmt: skip
     """Keep this program's part of an output; merge and write it if all others have arrived.
 
     The output's tiles are origin .. origin + count of the list.
     """
-    first_program = origin // run
-    last_program = (origin + count - 1) // run
-    first_slot = (origin != first_program * run).to(tl.int32)
+    first_program = owner(origin, length, programs, run, ALONE)
+    last_program = owner(origin + count - 1, length, programs, run, ALONE)
+    first_place = run_start(first_program, length, programs, run, ALONE)
+    first_slot = (origin != first_place).to(tl.int32)
     pid = tl.program_id(0)
     slot = slot_of(pid, first_program, first_slot)
     keep(work, sums, slot, acc0, acc1, l, m, rows, valid, ROWS, DV0, DV1)
@@ -237,18 +265,33 @@ def decode_kernel(
     seqlen_q = extents.seqlen_q
     units = kv_heads * row_tiles
     batch = batch + pid * 0
-    length = list_length(extents, terms, batch, seqlen_q, run, BLOCK_N, ALONE, AT_ONCE,
-                         ONCE) * units  # fmt: skip
+    if ONCE:
+        # One load of the lengths answers everything.
+        every = tl.arange(0, AT_ONCE)
+        counts = tile_count(
+            extents, terms, every, every < batch, seqlen_q, run, BLOCK_N, ALONE
+        )  # fmt: skip
+        length = tl.sum(counts) * units
+    else:
+        length = units * list_length(
+            extents, terms, batch, seqlen_q, run, BLOCK_N, ALONE, AT_ONCE
+        )  # fmt: skip
+    programs = tl.num_programs(0)
     if not ALONE:
-        run = tl.cdiv(length, tl.num_programs(0))
-    place = pid * run
-    end = tl.minimum(place + run, length)
+        programs = tl.minimum(programs, length)
+    place = run_start(pid, length, programs, run, ALONE)
+    end = tl.minimum(run_start(pid + 1, length, programs, run, ALONE), length)
     if place >= end:
         return
-    b, before = find(
-        extents, terms, batch, units, place, seqlen_q, run, BLOCK_N, ALONE, AT_ONCE, ONCE
-    )  # fmt: skip
-    count = tile_count(extents, terms, b, b < batch, seqlen_q, run, BLOCK_N, ALONE)
+    if ONCE:
+        earlier, ends = ends_before(counts, every < batch, batch * 0, units, place)
+        b = tl.sum(earlier.to(tl.int32))
+        before = tl.max(tl.where(earlier, ends, 0))
+        count = tl.sum(tl.where(every == b, counts, 0))
+    else:
+        b, before, count = find(
+            extents, terms, batch, units, place, seqlen_q, run, BLOCK_N, ALONE, AT_ONCE
+        )  # fmt: skip
     unit = (place - before * units) // count
     tile = (place - before * units) % count
     row_ids = tl.arange(0, BLOCK_M)
@@ -313,8 +356,8 @@ def decode_kernel(
         else:
             leave_part(
                 out, lse, work, sums, counters, acc0, acc1, l, m, row_ids, valid, b, h_kv,
-                unit // kv_heads * BLOCK_M, seqlen_q, place - tile, count, run,
-                GROUP, ROWS, MERGED, DV, DV0, DV1,
+                unit // kv_heads * BLOCK_M, seqlen_q, place - tile, count, length,
+                programs, run, GROUP, ROWS, MERGED, DV, DV0, DV1, ALONE,
             )  # fmt: skip
 
         place += stop - tile

@@ -50,9 +50,12 @@ def attend(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add keys lo .. hi to the state (acc, l, m) of a tile of rows."""
+    # The rare second look isn't pipelined: where values of 16 columns are staged in shared memory
+    # and changed on their way on, Triton 3.6 reads beyond them.
+    STAGES: tl.constexpr = 1 if FINITE else None
     k_head = k.ptr + h_kv.to(tl.int64) * k.head
     v_head = v.ptr + h_kv.to(tl.int64) * v.head
-    for start in tl.range(lo, hi, BLOCK_N):
+    for start in tl.range(lo, hi, BLOCK_N, num_stages=STAGES):
         lanes = tl.arange(0, BLOCK_N)
         keys = start + lanes
         inside = keys < seqlen_k
