@@ -108,6 +108,7 @@ def select(
     # Sorting keeps the order of equals.
     candidates.sort(key=lambda candidate: (candidate[0] == "reference", candidate[0] in missing))
     candidates = _fastest_first(candidates, problem, used)
+    tried = [name for name, _ in candidates]
     if live:
         candidates = _from_first_sound(candidates, device, rejected)
     if not candidates:
@@ -116,7 +117,7 @@ def select(
     estimate = cost.estimate(problem, used, device.cores)
     times = _times(candidates, problem, used, estimate)
     if live and not backend:
-        before = names[: names.index(chosen)]
+        before = {*names[: names.index(chosen)], *tried[: tried.index(chosen)]}
         _announce(chosen, [item for item in rejected if item.backend in before])
     match = profiles.rule(used, f"{chosen}.{problem.operation}", problem)
     return Decision(

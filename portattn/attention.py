@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from portattn import arguments, ops
+from portattn import arguments, calls, ops
 from portattn.arguments import as_scores_shape
 from portattn.cache import CacheView, KVCache
 from portattn.dispatch.backend import AttentionTensors
@@ -200,7 +200,7 @@ def attention_with_kvcache(
     if k is not None and v is not None:
         # A call that can't run must leave the cache as it was; a compiled one was tried before.
         if not torch.compiler.is_compiling():
-            ops.decide("decode", *call(cache.view(), added))
+            calls.decide("decode", *call(cache.view(), added))
         cache.append(k, v)
     out, lse = ops.forward(*call(cache.view(), 0))
     return (out, lse) if return_lse else out

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from portattn import arguments, ops
+from portattn import arguments, calls
 from portattn.arguments import as_scores_shape
 from portattn.dispatch.backend import AttentionTensors
 from portattn.dispatch.problem import Operation
@@ -60,7 +60,7 @@ def explain(
         backend=backend,
     )
     bias_grad = operation == "backward" and bias is not None and bias.requires_grad
-    return ops.decide(operation, tensors, options, bias_grad=bias_grad)
+    return calls.decide(operation, tensors, options, bias_grad=bias_grad)
 
 
 @contextmanager
@@ -71,11 +71,11 @@ def record() -> Iterator[Counter[Decision]]:
     def observe(decision: Decision) -> None:
         counts[decision] += 1
 
-    ops.observers.append(observe)
+    calls.observers.append(observe)
     try:
         yield counts
     finally:
-        ops.observers.remove(observe)
+        calls.observers.remove(observe)
 
 
 def as_dict(decision: Decision) -> dict[str, Any]:

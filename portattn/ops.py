@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from portattn import arguments, extents
+from portattn import calls
 from portattn.arguments import Options
-from portattn.dispatch import device as devices
 from portattn.dispatch import select
-from portattn.dispatch.backend import AttentionTensors, Plan, Run, has_plans
-from portattn.dispatch.problem import Operation
-from portattn.dispatch.select import Decision
+from portattn.dispatch.backend import AttentionTensors
 
 _TENSORS = (
     "Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? mask, Tensor? alibi_slopes, "
@@ -40,16 +34,17 @@ torch.library.define(
     f"{_TENSORS}, {_OPTIONS}) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias, Tensor dsinks)",
 )
 
-# Called with every decision that is about to run; explain.record() adds to it.
-observers: list[Callable[[Decision], None]] = []
-
 
 def forward(tensors: AttentionTensors, options: Options) -> tuple[Tensor, Tensor]:
     """(out, lse) of validated or unvalidated arguments, differentiable where the layout allows."""
-    if _needs_dispatcher(tensors.q, tensors.k, tensors.v, tensors.bias, tensors.sinks):
+    if _is_traced(tensors.q, tensors.k, tensors.v):
         out, lse = torch.ops.portattn.attention_forward(*_flat(tensors, options))
         return out, lse
-    return _run_forward(tensors, options)
+    if _needs_gradients(tensors.q, tensors.k, tensors.v, tensors.bias, tensors.sinks):
+        given = (getattr(tensors, name) for name in AttentionTensors.__dataclass_fields__)
+        out, lse = _Differentiable.apply(options, *given)  # type: ignore[no-untyped-call]
+        return out, lse
+    return calls.run_forward(tensors, options)
 
 
 def heads_first(
@@ -63,19 +58,19 @@ def heads_first(
     """
     q, k, v = query, key, value
     place: tuple[Any, ...] | None = None
-    if q.is_cpu and q.dim() == k.dim() == v.dim() == 4 and not _needs_dispatcher(q, k, v):
+    if q.is_cpu and q.dim() == k.dim() == v.dim() == 4 and _is_plain(q, k, v):
         batch, heads, keys, dim = k.shape
         place = (
-            softmax_scale, causal, select.environment(), keys == v.size(2), _power(keys),
+            softmax_scale, causal, select.environment(), keys == v.size(2), calls.power_above(keys),
             q.shape, q.stride(), q.dtype, q.device,
             batch, heads, dim, k.dtype, k.device,
             v.size(0), v.size(1), v.size(3), v.dtype, v.device,
         )  # fmt: skip
-        known: _Call | None = select.known(place)
+        known: calls.Call | None = select.known(place)
         if known is not None and known.plan is not None:
             out = known.plan.heads_first(q, k, v)
             if out is not None:
-                for observe in observers:
+                for observe in calls.observers:
                     observe(known.decision)
                 return out
     tensors = AttentionTensors(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
@@ -83,127 +78,25 @@ def heads_first(
     options = Options(scale, causal, (-1, 0 if causal else -1))
     out, _ = forward(tensors, options)
     if place is not None:
-        select.cached(place, lambda: _growing_call(tensors, options))
+        select.cached(place, lambda: calls.growing_call(tensors, options))
     return out
 
 
-def _power(keys: int) -> int:
-    """The exponent of the next power of two."""
-    return (keys - 1).bit_length() if keys > 1 else 0
+def _is_plain(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    return not (_is_traced(q, k, v) or _needs_gradients(q, k, v))
 
 
-def _growing_call(tensors: AttentionTensors, options: Options) -> _Call:
-    """The plan for every number of keys up to the next power of two, where all get the same one.
-
-    What decides between backends and configurations by length does so by limits: those who agree
-    at both ends agree in between.
-    """
-    exact = _call("forward", tensors, options)
-    problem, device = exact.decision.problem, exact.decision.device
-    longest = 1 << _power(problem.seqlen_k)
-    first, last = [
-        select.select(replace(problem, seqlen_k=keys), device)
-        for keys in (longest // 2 + 1, longest)
-    ]
-    choices = {(d.backend, *sorted(d.config.items())) for d in (first, exact.decision, last)}
-    return exact._replace(plan=None) if len(choices) > 1 else _planned(last, tensors)
-
-
-def decide(
-    operation: Operation,
-    tensors: AttentionTensors,
-    options: Options,
-    *,
-    bias_grad: bool = False,
-    lse_grad: bool = False,
-) -> Decision:
-    """Validate, describe and decide; after the first call of a problem key, one dict lookup."""
-    return _call(operation, tensors, options, bias_grad, lse_grad).decision
-
-
-class _Call(NamedTuple):
-    """A decision, and what runs it."""
-
-    decision: Decision
-    run: Run | None
-    plan: Plan | None
-
-
-def _call(
-    operation: Operation,
-    tensors: AttentionTensors,
-    options: Options,
-    bias_grad: bool = False,
-    lse_grad: bool = False,
-) -> _Call:
-    def first_time() -> _Call:
-        problem = arguments.describe(
-            operation, tensors, options, bias_grad=bias_grad, lse_grad=lse_grad
-        )
-        device = devices.of(tensors.q.device)
-        with _without_autocast(device.type):
-            decision = select.select(problem, device, backend=options.backend)
-        return _planned(decision, tensors)
-
-    key = (operation, bias_grad, lse_grad, options, select.environment(), *_key(tensors))
-    return select.cached(key, first_time)
-
-
-def _planned(decision: Decision, tensors: AttentionTensors) -> _Call:
-    """By the backend's plan for tensors like these, else by its method for the operation."""
-    runner, problem, config = decision.runner, decision.problem, decision.config
-    if problem.operation == "backward":
-        return _Call(decision, None, None)
-    plan = runner.plan(tensors, problem, config) if has_plans(runner) else None
-    if plan is not None:
-        return _Call(decision, plan.run, plan)
-    method = runner.forward if problem.operation == "forward" else runner.decode
-
-    def run(tensors: AttentionTensors) -> tuple[Tensor, Tensor]:
-        with _without_autocast(tensors.q.device.type):
-            return method(tensors, problem, config)
-
-    return _Call(decision, run, None)
-
-
-def _key(tensors: AttentionTensors) -> tuple[Any, ...]:
-    key = _layout(tensors.q, tensors.k, tensors.v)
-    for place, tensor in enumerate(_optional(tensors)):
-        if tensor is not None:
-            key += (place, tensor.shape, tensor.dtype, tensor.device)
-    return key
-
-
-_optional = attrgetter(*tuple(AttentionTensors.__dataclass_fields__)[3:])
-
-
-def _layout(q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, ...]:
-    return (
-        q.shape,
-        q.stride(),
-        q.dtype,
-        q.device,
-        k.shape,
-        k.stride(),
-        k.dtype,
-        k.device,
-        v.shape,
-        v.stride(),
-        v.dtype,
-        v.device,
-    )
-
-
-def _needs_dispatcher(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, sinks: Tensor | None = None
-) -> bool:
-    """Whether autograd, tracing or a tensor subclass must see the call as an operator."""
+def _is_traced(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether a compiler, a transformation or a subclass must see the call as an operator."""
     if _is_compiling() or is_in_torch_dispatch_mode():
         return True
-    if not (type(q) is type(k) is type(v) is Tensor):
-        return True
-    if _functorch_level() is not None:
-        return True
+    return not (type(q) is type(k) is type(v) is Tensor) or _functorch_level() is not None
+
+
+def _needs_gradients(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, sinks: Tensor | None = None
+) -> bool:
+    """Whether autograd must record the call."""
     if not torch.is_grad_enabled():
         return False
     if q.requires_grad or k.requires_grad or v.requires_grad:
@@ -214,26 +107,6 @@ def _needs_dispatcher(
 # Looked up once: this is asked at every call, when the caches hold something else.
 _is_compiling = torch.compiler.is_compiling
 _functorch_level = torch._C._functorch.peek_interpreter_stack
-
-
-def _run_forward(tensors: AttentionTensors, options: Options) -> tuple[Tensor, Tensor]:
-    operation: Operation = "forward" if tensors.seqused_k is None else "decode"
-    decision, run, _ = _call(operation, tensors, options)
-    extents.check_extents(tensors, options)
-    for observe in observers:
-        observe(decision)
-    assert run is not None
-    return run(tensors)
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Autocast would lower the precision of the products inside a kernel."""
-    if torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return _NOTHING
-
-
-_NOTHING: AbstractContextManager[Any] = nullcontext()
 
 
 def _flat(tensors: AttentionTensors, options: Options) -> tuple[Any, ...]:
@@ -257,7 +130,7 @@ _fake: Callable[[str], Callable[[Any], Any]] = torch.library.register_fake
 
 @torch.library.impl("portattn::attention_forward", "CompositeExplicitAutograd")
 def _forward_impl(*flat: Any) -> tuple[Tensor, Tensor]:
-    out, lse = _run_forward(*_unflat(flat))
+    out, lse = calls.run_forward(*_unflat(flat))
     return out.contiguous(), lse.contiguous()
 
 
@@ -297,6 +170,41 @@ def _autograd_backward(
     return tuple(grads)
 
 
+class _Differentiable(torch.autograd.Function):
+    """The operator's autograd without the operator's price, for calls that nothing traces."""
+
+    @staticmethod
+    def forward(ctx: Any, options: Options, *given: Any) -> tuple[Tensor, Tensor]:
+        out, lse = calls.run_forward(AttentionTensors(*given), options)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(out, lse, *given)
+        ctx.options = options
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_out, grad_lse = grads
+        out, lse, *saved = ctx.saved_tensors
+        if grad_out is None:
+            grad_out = torch.zeros_like(out)
+        tensors = AttentionTensors(*saved)
+        bias_grad = tensors.bias is not None and ctx.needs_input_grad[4]
+        sinks_grad = tensors.sinks is not None and ctx.needs_input_grad[7]
+        found: list[Tensor | None] = [None] * (1 + len(saved))
+        if torch.is_grad_enabled():  # create_graph: the operator says why that can't be
+            found[1:4] = torch.ops.portattn.attention_backward(
+                grad_out, grad_lse, out, lse, bias_grad, sinks_grad, *_flat(tensors, ctx.options)
+            )[:3]
+            return tuple(found)
+        made = calls.run_backward(
+            grad_out, grad_lse, out, lse, tensors, ctx.options, bias_grad=bias_grad
+        )
+        found[1:4] = made[:3]
+        found[4] = made.dbias if bias_grad else None
+        found[7] = made.dsinks if sinks_grad else None
+        return tuple(found)
+
+
 torch.library.register_autograd(
     "portattn::attention_forward", _autograd_backward, setup_context=_setup_context
 )
@@ -313,15 +221,7 @@ def _backward_impl(
     *flat: Any,
 ) -> tuple[Tensor, ...]:
     tensors, options = _unflat(flat)
-    decision = decide(
-        "backward", tensors, options, bias_grad=bias_grad, lse_grad=grad_lse is not None
-    )
-    for observe in observers:
-        observe(decision)
-    with _without_autocast(tensors.q.device.type):
-        grads = decision.runner.backward(
-            grad_out, grad_lse, out, lse, tensors, decision.problem, decision.config
-        )
+    grads = calls.run_backward(grad_out, grad_lse, out, lse, tensors, options, bias_grad=bias_grad)
     empty = tensors.q.new_empty(0)
     return (
         grads.dq.contiguous(),
