@@ -30,6 +30,8 @@ class AttentionTensors:
             to the scores; an entry of -inf masks its key.
     mask    bool, same shape rule, True takes part.
     alibi_slopes [H] or [B, H] float32; sinks [H]; rng_state [2] int64: Philox seed and offset.
+    k_scale, v_scale [B, Hkv] float32, "cache" only: a key is what k holds times its sequence's and
+            head's k_scale, a value likewise; both or neither.
     """
 
     q: Tensor
@@ -46,6 +48,8 @@ class AttentionTensors:
     cache_batch_idx: Tensor | None = None
     leftpad_k: Tensor | None = None
     rng_state: Tensor | None = None
+    k_scale: Tensor | None = None
+    v_scale: Tensor | None = None
 
 
 class Gradients(NamedTuple):

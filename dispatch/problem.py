@@ -31,6 +31,7 @@ FEATURES = (
     "paged",
     "leftpad",
     "strided",
+    "kv_scale",
 )
 
 
@@ -68,6 +69,7 @@ class AttentionProblem:
     lse_grad: bool = False  # backward also gets a gradient of lse
     page_size: int = 0
     leftpad: bool = False
+    kv_scale: bool = False  # keys and values are stored numbers times scales
     unit_stride: bool = True  # the last dimension of q, k and v is contiguous
     full_size_mask: bool = True  # bias and mask, where given, have both Sq and Sk dimensions
     total_q: int | None = None  # query rows of all sequences, "varlen" only
@@ -93,6 +95,7 @@ class AttentionProblem:
             "paged": self.page_size > 0,
             "leftpad": self.leftpad,
             "strided": not self.unit_stride,
+            "kv_scale": self.kv_scale,
         }
         return frozenset(name for name, present in has.items() if present)
 
@@ -115,6 +118,8 @@ class AttentionProblem:
             else f"{self.head_dim}/{self.head_dim_v}"
         )
         extras = sorted(self.features - {"gqa", "head_dim_v"})
+        if self.kv_dtype is not None:
+            name += f" over {str(self.kv_dtype).removeprefix('torch.')}"
         return (
             f"{self.layout} {self.operation}, {name}, batch {self.batch}, "
             f"seqlen {self.seqlen_q} x {self.seqlen_k}, heads {heads}, head_dim {dims}"

@@ -13,6 +13,8 @@ from portattn.dispatch.problem import AttentionProblem, Layout, Operation
 from portattn.errors import ArgumentError, DeviceError, DtypeError, ShapeError
 
 QUERY_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Of a cache whose keys and values are stored numbers times scales.
+SCALED_DTYPES = (torch.int8, torch.float8_e4m3fn)
 
 
 class Options(NamedTuple):
@@ -114,6 +116,7 @@ def describe(
         lse_grad=lse_grad,
         page_size=k.shape[1] if paged else 0,
         leftpad=tensors.leftpad_k is not None,
+        kv_scale=tensors.k_scale is not None,
         unit_stride=all(t.stride(-1) == 1 or t.shape[-1] == 1 for t in (q, k, v)),
         full_size_mask=_full_size(tensors, seqlen_q, seqlen_k),
         total_q=q.shape[0] if varlen else None,
@@ -179,6 +182,8 @@ _EXTRAS = (
     "block_table",
     "cache_batch_idx",
     "leftpad_k",
+    "k_scale",
+    "v_scale",
 )
 
 
@@ -237,6 +242,7 @@ def _lengths(tensors: AttentionTensors, options: Options, layout: Layout) -> tup
         if layout == "varlen" and getattr(options, name) < 0:
             raise ArgumentError(name, "must be at least 0", getattr(options, name))
     _check_cache_indices(tensors, batch)
+    _check_scales(tensors, batch)
     return batch, q.shape[1] if layout == "cache" else options.max_seqlen_q, options.max_seqlen_k
 
 
@@ -260,6 +266,24 @@ def _check_cache_indices(tensors: AttentionTensors, batch: int) -> None:
         tensor = getattr(tensors, name)
         if tensor is not None:
             _check_index(name, tensor, (batch,))
+
+
+def _check_scales(tensors: AttentionTensors, batch: int) -> None:
+    scaled = tensors.k.dtype in SCALED_DTYPES
+    for name in ("k_scale", "v_scale"):
+        scale = getattr(tensors, name)
+        if scale is None and scaled:
+            raise ArgumentError(name, f"must be given for a cache of {tensors.k.dtype}")
+        if scale is None:
+            continue
+        if not scaled:
+            names = " or ".join(str(dtype).removeprefix("torch.") for dtype in SCALED_DTYPES)
+            raise ArgumentError(name, f"needs a cache of {names}", tensors.k.dtype)
+        if scale.dtype != torch.float32:
+            raise DtypeError(name, "must be float32", scale.dtype)
+        if tuple(scale.shape) != (batch, tensors.k.shape[-2]):
+            expected = f"must be [{batch}, {tensors.k.shape[-2]}], per sequence and kv head"
+            raise ShapeError(name, expected, tuple(scale.shape))
 
 
 def _check_index(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:

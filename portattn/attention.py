@@ -183,6 +183,8 @@ def attention_with_kvcache(
             block_table=view.block_table,
             cache_batch_idx=view.cache_batch_idx,
             leftpad_k=view.leftpad_k,
+            k_scale=view.k_scale,
+            v_scale=view.v_scale,
         )
         longest = view.max_seqlen_k + more
         options = arguments.options(

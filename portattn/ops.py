@@ -17,13 +17,14 @@ from portattn.dispatch.backend import AttentionTensors
 _TENSORS = (
     "Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? mask, Tensor? alibi_slopes, "
     "Tensor? sinks, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seqused_k, "
-    "Tensor? block_table, Tensor? cache_batch_idx, Tensor? leftpad_k, Tensor? rng_state"
+    "Tensor? block_table, Tensor? cache_batch_idx, Tensor? leftpad_k, Tensor? rng_state, "
+    "Tensor? k_scale, Tensor? v_scale"
 )
 _OPTIONS = (
     "float softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap, "
     "float dropout_p, bool deterministic, SymInt max_seqlen_q, SymInt max_seqlen_k, str? backend"
 )
-_TENSOR_COUNT = 14
+_TENSOR_COUNT = 16
 
 torch.library.define(
     "portattn::attention_forward", f"({_TENSORS}, {_OPTIONS}) -> (Tensor out, Tensor lse)"

@@ -16,7 +16,8 @@ from portattn.dispatch.problem import AttentionProblem
 class Piece:
     """Sequences of one length: views that share storage with the call's tensors where they can.
 
-    q [B, Hkv, G, Sq, D] with G query heads per kv head, k [B, Hkv, Sk, D], v [B, Hkv, Sk, Dv].
+    q [B, Hkv, G, Sq, D] with G query heads per kv head, k [B, Hkv, Sk, D], v [B, Hkv, Sk, Dv];
+    keys and values that were stored with scales are copies.
     bias and mask broadcast to [B, Hkv, G, Sq, Sk]; slopes [B or 1, Hkv, G], sinks [Hkv, G];
     heads [B, Hkv, G] is b * H + h. The last two say where the piece's rows and keys lie.
     """
@@ -111,6 +112,11 @@ def _piece(
     kv_heads = problem.kv_heads
     q = _split_heads(_rows(tensors.q, query_index), kv_heads)
     keys, values = (_rows(t, key_index).transpose(1, 2) for t in (k, v))
+    if tensors.k_scale is not None and tensors.v_scale is not None:
+        keys, values = (
+            _scaled(keys, tensors.k_scale[batch]),
+            _scaled(values, tensors.v_scale[batch]),
+        )
     size = (q.shape[3], keys.shape[2])
     slopes, sinks = tensors.alibi_slopes, tensors.sinks
     if slopes is not None:
@@ -130,6 +136,12 @@ def _piece(
         query_index,
         key_index,
     )
+
+
+def _scaled(stored: Tensor, scale: Tensor) -> Tensor:
+    """[B, Hkv, Sk, D] real numbers of a cache that stores them divided by scale [B, Hkv]."""
+    wide = torch.float32 if stored.device.type == "mps" else torch.float64
+    return stored.to(wide) * scale[..., None, None].to(wide)
 
 
 def _rows(tensor: Tensor, index: tuple[slice, slice]) -> Tensor:

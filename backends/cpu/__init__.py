@@ -30,7 +30,7 @@ class CpuBackend:
     capability = Capability(
         devices=frozenset({"cpu"}),
         dtypes=_FLOATS,
-        kv_dtypes=_FLOATS,
+        kv_dtypes=_FLOATS | {torch.int8, torch.float8_e4m3fn},
         operations={
             "forward": frozenset({"dense", "varlen"}),
             "backward": frozenset({"dense", "varlen"}),

@@ -14,6 +14,7 @@ from portattn.dispatch.problem import AttentionProblem
 
 # PA_F32, PA_BF16 and PA_F16 of csrc/tiles.h.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+KV_DTYPES = {**DTYPES, torch.int8: 3}
 
 # With more query rows than this the tiles of the prefill kernel are full.
 MAX_QUERIES = 16
@@ -22,17 +23,18 @@ _MAX_HEAD_DIM = 1024
 _BLOCK_N = 512
 
 # pa_decode_args of csrc/library.h: 53 members of pa_forward_args, then 12 of pa_layout.
-ARGUMENTS = struct.Struct("=32q3d18q12q")
+ARGUMENTS = struct.Struct("=32q3d20q12q")
 NO_MEMORY = "no memory for the partial results of attention on the CPU"
 _NO_PAGES = (0, 0, 0, 0, 0)
-_NO_FEATURES = (0,) * 14
+_NO_FEATURES = (0,) * 16
 
 
 def reasons_against_decode(problem: AttentionProblem) -> list[str]:
     """Why the compiled decode kernel can't run a problem; empty when it can."""
     reasons = []
-    for dtype in {problem.dtype, problem.kv_dtype or problem.dtype} - set(DTYPES):
-        reasons.append(f"the compiled kernels have no {str(dtype).removeprefix('torch.')}")
+    for dtype, known in ((problem.dtype, DTYPES), (problem.kv_dtype, KV_DTYPES)):
+        if dtype is not None and dtype not in known:
+            reasons.append(f"the compiled kernels have no {str(dtype).removeprefix('torch.')}")
     if problem.seqlen_q > MAX_QUERIES:
         reasons.append(f"more than {MAX_QUERIES} queries a sequence")
     if problem.dropout_p:
@@ -92,7 +94,7 @@ def arguments_of(
         dim_v,
         rows,
         DTYPES[q.dtype],
-        DTYPES[k.dtype],
+        KV_DTYPES[k.dtype],
         problem.batch,
         heads,
         k.shape[-2],
@@ -133,11 +135,12 @@ def _pages(tensors: AttentionTensors, kept: list[Tensor]) -> tuple[int, int, int
 
 
 def _features(tensors: AttentionTensors, kept: list[Tensor]) -> tuple[int, ...]:
-    """slopes, slopes_batch; bias, its dtype and strides; mask and its strides; sinks."""
+    """slopes, slopes_batch; bias, its dtype and strides; mask and its strides; sinks; scales."""
     slopes, bias, mask, sinks = tensors.alibi_slopes, tensors.bias, tensors.mask, tensors.sinks
-    if slopes is None and bias is None and mask is None and sinks is None:
+    scales = tensors.k_scale, tensors.v_scale
+    if slopes is None and bias is None and mask is None and sinks is None and scales[0] is None:
         return _NO_FEATURES
-    values = [0] * 14
+    values = [0] * 16
     if slopes is not None:
         slopes = slopes.float().contiguous()
         batched = slopes.dim() == 2 and slopes.shape[0] > 1
@@ -153,6 +156,11 @@ def _features(tensors: AttentionTensors, kept: list[Tensor]) -> tuple[int, ...]:
         sinks = sinks.float().contiguous()
         values[13] = sinks.data_ptr()
         kept.append(sinks)
+    for place, scale in enumerate(scales, 14):
+        if scale is not None:
+            scale = scale.contiguous()
+            values[place] = scale.data_ptr()
+            kept.append(scale)
     return tuple(values)
 
 

@@ -42,6 +42,8 @@ def _optional_offsets() -> dict[str, int]:
         "bias": ForwardArguments.bias.offset,
         "mask": ForwardArguments.mask.offset,
         "sinks": ForwardArguments.sinks.offset,
+        "k_scale": ForwardArguments.k_scale.offset,
+        "v_scale": ForwardArguments.v_scale.offset,
         **{name: first + n * _ADDRESS.size for n, name in enumerate(_LENGTHS)},
     }
 

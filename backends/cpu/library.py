@@ -20,7 +20,7 @@ from portattn.errors import ArgumentError
 
 HOW_TO_BUILD = "`portattn doctor --build` builds it"
 # Grows together with PA_INTERFACE of csrc/library.h.
-_INTERFACE = 1
+_INTERFACE = 2
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class ForwardArguments(ctypes.Structure):
         ("bias_stride", _INTS4),
         ("mask", _POINTER),
         ("mask_stride", _INTS4),
-        ("sinks", _POINTER),
+        *_fields(_POINTER, "sinks k_scale v_scale"),
         ("seed", ctypes.c_uint64),
         *_fields(_INT, "dropout_offset block_m block_n"),
     ]

@@ -21,7 +21,7 @@ class ReferenceBackend:
     capability = Capability(
         devices=frozenset({"cpu", "cuda", "npu", "xpu", "mps"}),
         dtypes=_FLOATS,
-        kv_dtypes=_FLOATS,
+        kv_dtypes=_FLOATS | {torch.int8, torch.float8_e4m3fn},
         operations={
             "forward": frozenset({"dense", "varlen"}),
             "backward": frozenset({"dense", "varlen"}),

@@ -31,6 +31,7 @@ class TritonBackend:
         self.capability = Capability(
             devices=frozenset({"cuda", "cpu"} if interpreted else {"cuda"}),
             dtypes=frozenset(dtypes),
+            kv_dtypes=frozenset({torch.int8, torch.float8_e4m3fn}),
             operations={
                 "forward": frozenset({"dense", "varlen"}),
                 "backward": frozenset({"dense", "varlen"}),

@@ -78,6 +78,9 @@ def extents(tensors: AttentionTensors, problem: AttentionProblem, block_n: int) 
         0 if table is None else table.stride(0),
         problem.page_size,
         1 if in_page else None,
+        _given(tensors, "k_scale"),
+        _given(tensors, "v_scale"),
+        0 if tensors.k_scale is None else tensors.k_scale.stride(0),
     )
 
 

@@ -17,17 +17,21 @@ slots, for an output that began before its run and for one that goes on after it
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from portattn.backends.triton import arguments, launch, tiles
-from portattn.backends.triton.forward import add_visible_nonfinite, attend
+from portattn.backends.triton.forward import attend, attend_one_by_one
 from portattn.backends.triton.primitives import (
     LN2,
     LOG2E,
     key_span,
     load_rows,
+    scale_of,
     store_rows,
     visible_keys,
 )
@@ -327,27 +331,22 @@ def decode_kernel(
         acc0, acc1, l, m = attend(
             acc0, acc1, l, m, q0, q1, k, v, extents, terms, 0, b, heads[:, None], h_kv, queries,
             seqlen_q, seqlen_k, row, first, key_lo, key_hi,
-            D, D0, D1, DV, DV0, DV1, BLOCK_N, True, False, FUSED, WIDE, PRECISION,
+            D, D0, D1, DV, DV0, DV1, BLOCK_N, True, FUSED, WIDE, PRECISION,
         )  # fmt: skip
         broken = tl.max((acc0 != acc0).to(tl.int32))
         if DV1 > 0:
             broken = tl.maximum(broken, tl.max((acc1 != acc1).to(tl.int32)))
         if broken > 0:
-            acc0, acc1, l, m = attend(
+            acc0, acc1, l, m = attend_one_by_one(
                 tl.zeros_like(acc0), tl.zeros_like(acc1), l_start, m_start, q0, q1, k, v, extents,
                 terms, 0, b, heads[:, None], h_kv, queries, seqlen_q, seqlen_k, row, first,
-                key_lo, key_hi,
-                D, D0, D1, DV, DV0, DV1, BLOCK_N, True, True, FUSED, WIDE, PRECISION,
+                key_lo, key_hi, D, D0, D1, DV, DV0, DV1, FUSED, WIDE,
             )  # fmt: skip
-            acc0 = add_visible_nonfinite(
-                acc0, v, extents, terms, 0, b, heads[:, None], h_kv, queries, seqlen_q, seqlen_k,
-                row, first, key_lo, key_hi, DV, 0, DV0, WIDE,
-            )  # fmt: skip
-            if DV1 > 0:
-                acc1 = add_visible_nonfinite(
-                    acc1, v, extents, terms, 0, b, heads[:, None], h_kv, queries, seqlen_q,
-                    seqlen_k, row, first, key_lo, key_hi, DV, DV0, DV1, WIDE,
-                )  # fmt: skip
+
+        if extents.v_scale is not None:
+            v_scale = scale_of(extents, extents.v_scale, b, h_kv)
+            acc0 = acc0 * v_scale
+            acc1 = acc1 * v_scale
 
         if (tile == 0) & (stop == count):
             write(
@@ -378,6 +377,9 @@ def decode(
     depend on the rest of the batch.
     """
     q = tensors.q
+    if problem.kv_dtype == torch.float8_e4m3fn and not tiles.has_float8(launch.family(q)):
+        k, v = (x.view(torch.uint8) for x in (tensors.k, tensors.v))
+        tensors = replace(tensors, k=k, v=v)
     out = q.new_empty((*q.shape[:-1], problem.head_dim_v))
     lse = launch.new_lse(q)
     if not lse.numel():

@@ -9,7 +9,10 @@ and at the end out = acc / l, lse = ln 2 · m + ln l. A sink z enters as m = z l
 that every row of the tile sees are visited without a mask, those at the window's edges with one.
 
 A masked key has p = 0, but 0 · NaN is NaN in a matrix product. So a tile that ends up with a NaN is
-computed again with the non-finite entries of v left out, and those a row sees put back one by one.
+computed again key by key.
+
+Keys and values that are stored with scales are converted as they are loaded; k's scale multiplies
+the products, v's the finished sums.
 """
 
 from __future__ import annotations
@@ -22,13 +25,14 @@ from portattn.backends.triton import arguments, launch, tiles
 from portattn.backends.triton.primitives import (
     LN2,
     LOG2E,
-    finite,
     is_visible,
     kept,
     key_offsets,
     key_span,
+    like,
     load_rows,
     query_span,
+    scale_of,
     scores,
     softmax_step,
     store_rows,
@@ -46,66 +50,84 @@ def attend(
     row, first, lo, hi,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr, BLOCK_N: tl.constexpr,
-    MASKED: tl.constexpr, FINITE: tl.constexpr, FUSED: tl.constexpr, WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, FUSED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add keys lo .. hi to the state (acc, l, m) of a tile of rows."""
-    # The rare second look isn't pipelined: where values of 16 columns are staged in shared memory
-    # and changed on their way on, Triton 3.6 reads beyond them.
-    STAGES: tl.constexpr = 1 if FINITE else None
     k_head = k.ptr + h_kv.to(tl.int64) * k.head
     v_head = v.ptr + h_kv.to(tl.int64) * v.head
-    for start in tl.range(lo, hi, BLOCK_N, num_stages=STAGES):
+    k_scale = scale_of(extents, extents.k_scale, b, h_kv)
+    for start in tl.range(lo, hi, BLOCK_N):
         lanes = tl.arange(0, BLOCK_N)
         keys = start + lanes
         inside = keys < seqlen_k
         at = key_offsets(extents, k, row, b, first, start, lanes, seqlen_k, WIDE)
-        k0 = load_rows(k_head, at, inside, k.dim, 0, D0, D, MASKED)
+        k0 = like(load_rows(k_head, at, inside, k.dim, 0, D0, D, MASKED), q0)
         x = tl.dot(q0, k0.T, input_precision=PRECISION)
         if D1 > 0:
-            k1 = load_rows(k_head, at, inside, k.dim, D0, D1, D, MASKED)
+            k1 = like(load_rows(k_head, at, inside, k.dim, D0, D1, D, MASKED), q0)
             x = tl.dot(q1, k1.T, x, input_precision=PRECISION)
+        if extents.k_scale is not None:
+            x = x * k_scale
         x, factor, _ = scores(
             x, terms, b, h, rows[:, None], keys[None, :], seqlen_q, seqlen_k, MASKED, FUSED
         )
         p, alpha, l, m = softmax_step(x, factor, l, m)
         if terms.rng_state is not None:
             p = tl.where(kept(terms, heads, b, h, rows[:, None], keys[None, :]), p, 0.0)
-        p = p.to(v.ptr.dtype.element_ty)
+        p = p.to(q0.dtype)
         at = key_offsets(extents, v, row, b, first, start, lanes, seqlen_k, WIDE)
         acc0 = acc0 * alpha[:, None]
-        v0 = load_rows(v_head, at, inside, v.dim, 0, DV0, DV, MASKED)
-        if FINITE:
-            v0 = finite(v0)
+        v0 = like(load_rows(v_head, at, inside, v.dim, 0, DV0, DV, MASKED), q0)
         acc0 = tl.dot(p, v0, acc0, input_precision=PRECISION)
         if DV1 > 0:
             acc1 = acc1 * alpha[:, None]
-            v1 = load_rows(v_head, at, inside, v.dim, DV0, DV1, DV, MASKED)
-            if FINITE:
-                v1 = finite(v1)
+            v1 = like(load_rows(v_head, at, inside, v.dim, DV0, DV1, DV, MASKED), q0)
             acc1 = tl.dot(p, v1, acc1, input_precision=PRECISION)
     return acc0, acc1, l, m
 
 
 @triton.jit
-def add_visible_nonfinite(
-    acc, v, extents, terms, heads, b, h, h_kv, rows, seqlen_q, seqlen_k, row, first, lo, hi,
-    DV: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr, WIDE: tl.constexpr,
+def attend_one_by_one(
+    acc0, acc1, l, m, q0, q1, k, v, extents, terms, heads, b, h, h_kv, rows, seqlen_q, seqlen_k,
+    row, first, lo, hi,
+    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr, FUSED: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Add the NaN and inf entries of v to the rows that see them, key by key."""
+    """Add keys lo .. hi, whose values reach only the rows that see them: slow, and right with NaN.
+
+    In a product of tiles 0 times a hidden value's NaN or inf is NaN.
+    """
+    k_head = k.ptr + h_kv.to(tl.int64) * k.head
     v_head = v.ptr + h_kv.to(tl.int64) * v.head
-    for key in tl.range(lo, hi):
-        keys = key + tl.arange(0, 1)
-        at = key_offsets(extents, v, row, b, first, key, tl.arange(0, 1), seqlen_k, WIDE)
-        value = load_rows(v_head, at, keys < seqlen_k, v.dim, START, WIDTH, DV, True)
-        value = value.to(tl.float32)
-        bad = tl.where(tl.abs(value) < float("inf"), 0.0, value)
-        if tl.max((bad != 0.0).to(tl.int32)) > 0:
-            seen = is_visible(terms, b, h, rows[:, None], keys[None, :], seqlen_q, seqlen_k)
-            if terms.rng_state is not None:
-                seen = seen & kept(terms, heads, b, h, rows[:, None], keys[None, :])
-            acc += tl.where(seen, bad, 0.0)
-    return acc
+    k_scale = scale_of(extents, extents.k_scale, b, h_kv)
+    for key in tl.range(lo, hi, num_stages=1):
+        lane = tl.arange(0, 1)
+        keys = key + lane
+        inside = keys < seqlen_k
+        at = key_offsets(extents, k, row, b, first, key, lane, seqlen_k, WIDE)
+        k0 = like(load_rows(k_head, at, inside, k.dim, 0, D0, D, True), q0)
+        x = tl.sum(q0.to(tl.float32) * k0.to(tl.float32), 1)
+        if D1 > 0:
+            k1 = like(load_rows(k_head, at, inside, k.dim, D0, D1, D, True), q0)
+            x += tl.sum(q1.to(tl.float32) * k1.to(tl.float32), 1)
+        if extents.k_scale is not None:
+            x = x * k_scale
+        x, factor, _ = scores(
+            x[:, None], terms, b, h, rows[:, None], keys[None, :], seqlen_q, seqlen_k, True, FUSED
+        )
+        p, alpha, l, m = softmax_step(x, factor, l, m)
+        seen = is_visible(terms, b, h, rows[:, None], keys[None, :], seqlen_q, seqlen_k)
+        if terms.rng_state is not None:
+            seen = seen & kept(terms, heads, b, h, rows[:, None], keys[None, :])
+        p = p.to(q0.dtype).to(tl.float32)
+        at = key_offsets(extents, v, row, b, first, key, lane, seqlen_k, WIDE)
+        v0 = like(load_rows(v_head, at, inside, v.dim, 0, DV0, DV, True), q0).to(tl.float32)
+        acc0 = acc0 * alpha[:, None] + tl.where(seen, p * v0, 0.0)
+        if DV1 > 0:
+            v1 = like(load_rows(v_head, at, inside, v.dim, DV0, DV1, DV, True), q0).to(tl.float32)
+            acc1 = acc1 * alpha[:, None] + tl.where(seen, p * v1, 0.0)
+    return acc0, acc1, l, m
 
 
 @triton.jit
@@ -177,37 +199,28 @@ def forward_kernel(
         acc0, acc1, l, m = attend(
             acc0, acc1, l, m, q0, q1, k, v, extents, terms, heads, b, h, h_kv, rows, seqlen_q,
             seqlen_k, row, first, lo, whole_lo,
-            D, D0, D1, DV, DV0, DV1, BLOCK_N, True, False, FUSED, WIDE, PRECISION,
+            D, D0, D1, DV, DV0, DV1, BLOCK_N, True, FUSED, WIDE, PRECISION,
         )  # fmt: skip
     acc0, acc1, l, m = attend(
         acc0, acc1, l, m, q0, q1, k, v, extents, terms, heads, b, h, h_kv, rows, seqlen_q,
         seqlen_k, row, first, whole_lo, whole_hi,
-        D, D0, D1, DV, DV0, DV1, BLOCK_N, False, False, FUSED, WIDE, PRECISION,
+        D, D0, D1, DV, DV0, DV1, BLOCK_N, False, FUSED, WIDE, PRECISION,
     )  # fmt: skip
     acc0, acc1, l, m = attend(
         acc0, acc1, l, m, q0, q1, k, v, extents, terms, heads, b, h, h_kv, rows, seqlen_q,
         seqlen_k, row, first, whole_hi, hi,
-        D, D0, D1, DV, DV0, DV1, BLOCK_N, True, False, FUSED, WIDE, PRECISION,
+        D, D0, D1, DV, DV0, DV1, BLOCK_N, True, FUSED, WIDE, PRECISION,
     )  # fmt: skip
 
     broken = tl.max((acc0 != acc0).to(tl.int32))
     if DV1 > 0:
         broken = tl.maximum(broken, tl.max((acc1 != acc1).to(tl.int32)))
     if broken > 0:
-        acc0, acc1, l, m = attend(
+        acc0, acc1, l, m = attend_one_by_one(
             tl.zeros_like(acc0), tl.zeros_like(acc1), sink_l, sink_m, q0, q1, k, v, extents, terms,
             heads, b, h, h_kv, rows, seqlen_q, seqlen_k, row, first, lo, hi,
-            D, D0, D1, DV, DV0, DV1, BLOCK_N, True, True, FUSED, WIDE, PRECISION,
+            D, D0, D1, DV, DV0, DV1, FUSED, WIDE,
         )  # fmt: skip
-        acc0 = add_visible_nonfinite(
-            acc0, v, extents, terms, heads, b, h, h_kv, rows, seqlen_q, seqlen_k, row, first,
-            lo, hi, DV, 0, DV0, WIDE,
-        )  # fmt: skip
-        if DV1 > 0:
-            acc1 = add_visible_nonfinite(
-                acc1, v, extents, terms, heads, b, h, h_kv, rows, seqlen_q, seqlen_k, row, first,
-                lo, hi, DV, DV0, DV1, WIDE,
-            )  # fmt: skip
 
     weight = tl.where(l == 0.0, 0.0, 1.0 / l)
     if terms.rng_state is not None:

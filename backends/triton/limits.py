@@ -77,8 +77,9 @@ def needs(
         tile = tiles.forward(problem, device.family, config)
     # Over pages, of every two stages one loads the page ids that the other's keys lie in.
     in_flight = (tile.stages - 1) // (2 if problem.page_size else 1)
-    size, dim, dim_v = problem.dtype.itemsize, problem.head_dim, problem.head_dim_v
-    shared = (tile.block_m * dim + in_flight * tile.block_n * (dim + dim_v)) * size
+    size, kv_size = problem.dtype.itemsize, (problem.kv_dtype or problem.dtype).itemsize
+    dim, dim_v = problem.head_dim, problem.head_dim_v
+    shared = tile.block_m * dim * size + in_flight * tile.block_n * (dim + dim_v) * kv_size
     sums = tile.block_m * (dim_v + tile.block_n)
     return (Need(operation, shared, sums // (32 * tile.warps)),)
 

@@ -54,7 +54,8 @@ class Vector(NamedTuple):
 class Extents(NamedTuple):
     """Where each sequence's rows and keys lie; see AttentionTensors.
 
-    tile_in_page is None where a tile of keys may span pages.
+    tile_in_page is None where a tile of keys may span pages. k_scale and v_scale are [B, Hkv], rows
+    scale_stride apart.
     """
 
     seqlen_q: int
@@ -68,6 +69,9 @@ class Extents(NamedTuple):
     table_stride: int
     page_size: int
     tile_in_page: Any
+    k_scale: Any = None
+    v_scale: Any = None
+    scale_stride: int = 0
 
 
 class Terms(NamedTuple):
@@ -202,6 +206,33 @@ def load_rows(
             return tl.load(pointers, mask=inside[:, None], other=0.0)
         else:
             return tl.load(pointers)
+
+
+@triton.jit
+def like(stored, operand):
+    """Keys or values in the dtype of an operand that multiplies them.
+
+    uint8 holds the bits of e4m3 numbers, for chips that have no such type: its exponent and
+    mantissa are those of a float16 that is 2^-8 of it, but for NaN, which is all ones.
+    """
+    if stored.dtype == tl.uint8:
+        wide = stored.to(tl.uint16)
+        bits = ((wide & 0x7F) << 7) | ((wide & 0x80) << 8)
+        value = bits.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+        return tl.where((wide & 0x7F) == 0x7F, float("nan"), value).to(operand.dtype)
+    elif stored.dtype == tl.int8:
+        return stored.to(tl.float32).to(operand.dtype)
+    else:
+        return stored.to(operand.dtype)
+
+
+@triton.jit
+def scale_of(extents, scales, b, h_kv):
+    """The scale of one sequence's kv head; 1 where numbers are stored as they are."""
+    if scales is not None:
+        return tl.load(scales + b.to(tl.int64) * extents.scale_stride + h_kv)
+    else:
+        return 1.0
 
 
 @triton.jit

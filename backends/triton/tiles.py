@@ -97,6 +97,15 @@ def multiprocessors(device: Device) -> int:
 _ONE_PROGRAM = frozenset({"sm_86", "sm_89", "sm_120a"})
 
 
+# Chips whose registers convert float8 (e4m3fn).
+_FLOAT8 = frozenset({"sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_120a"})
+
+
+def has_float8(family: str) -> bool:
+    """Whether kernels read float8 as such; elsewhere they are given its bits."""
+    return family in _FLOAT8
+
+
 def decode(problem: AttentionProblem, device: Device, config: Config) -> DecodeTile:
     rows = problem.seqlen_q * (problem.heads // problem.kv_heads)
     tile = _decode_default(problem, 16 if rows <= 16 else 32 if rows <= 32 else 64)

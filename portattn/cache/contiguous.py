@@ -15,6 +15,8 @@ from portattn.cache.view import (
     host_bound,
     host_values,
     new_slots,
+    scales,
+    stored,
 )
 from portattn.errors import ArgumentError, CacheFullError
 
@@ -24,6 +26,9 @@ class ContiguousKVCache:
 
     Neither append nor view waits for the device: the host keeps an upper bound of the lengths. In
     torch.compile'd code that bound is max_seqlen. Nothing here is differentiable.
+
+    A cache of int8 or float8_e4m3fn holds keys divided by k_scale and values divided by v_scale
+    (a number, [Hkv] or [B, Hkv]), rounded to the nearest and clamped.
     """
 
     def __init__(
@@ -36,6 +41,8 @@ class ContiguousKVCache:
         head_dim_v: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
+        k_scale: Tensor | float | None = None,
+        v_scale: Tensor | float | None = None,
     ) -> None:
         dim_v = head_dim if head_dim_v is None else head_dim_v
         check_sizes(
@@ -47,6 +54,7 @@ class ContiguousKVCache:
         )
         self.k = torch.zeros(batch, max_seqlen, kv_heads, head_dim, dtype=dtype, device=device)
         self.v = torch.zeros(batch, max_seqlen, kv_heads, dim_v, dtype=dtype, device=device)
+        self.k_scale, self.v_scale = scales(k_scale, v_scale, self.k, batch)
         self.seqlens = torch.zeros(batch, dtype=torch.int32, device=self.k.device)
         self.cache_batch_idx: Tensor | None = None
         self.leftpad_k: Tensor | None = None
@@ -63,13 +71,15 @@ class ContiguousKVCache:
         leftpad_k: Tensor | None = None,
         *,
         longest: int | None = None,
+        k_scale: Tensor | float | None = None,
+        v_scale: Tensor | float | None = None,
     ) -> ContiguousKVCache:
         """Wrap caller-owned tensors: appends write into them, cache_seqlens stays as it is.
 
         k_cache [Bc, S, Hkv, D], v_cache [Bc, S, Hkv, Dv]; cache_seqlens [B] int32 tokens in use.
         Sequence b is row cache_batch_idx[b] ([B] int32), or row b without it, and begins at
         leftpad_k[b] ([B] int32) of its row. `longest`: the longest of cache_seqlens, where the
-        host knows it.
+        host knows it. `k_scale`, `v_scale`: as in the constructor.
 
         Values are checked on the CPU only: on an accelerator reading them would make the host
         wait. There, and without `longest`, keeping appends within S is the caller's part.
@@ -91,6 +101,7 @@ class ContiguousKVCache:
             _check_padding(leftpad_k, cache_seqlens)
         cache = cls.__new__(cls)
         cache.k, cache.v, cache.seqlens = k_cache, v_cache, cache_seqlens
+        cache.k_scale, cache.v_scale = scales(k_scale, v_scale, k_cache, batch)
         cache.cache_batch_idx, cache.leftpad_k = cache_batch_idx, leftpad_k
         bound = host_bound(cache_seqlens, cache.max_seqlen)
         known = longest if bound is None else bound
@@ -135,8 +146,8 @@ class ContiguousKVCache:
         index = torch.arange(self.batch, device=self.k.device) if rows is None else rows.long()
         slots = new_slots(self.seqlens, count)
         with torch.no_grad():
-            self.k[index[:, None], slots] = k
-            self.v[index[:, None], slots] = v
+            self.k[index[:, None], slots] = stored(k, self.k_scale, self.k.dtype)
+            self.v[index[:, None], slots] = stored(v, self.v_scale, self.v.dtype)
         # A new tensor: caller-owned lengths are never changed.
         self.seqlens = self.seqlens + count
         if not torch.compiler.is_compiling():
@@ -151,6 +162,8 @@ class ContiguousKVCache:
             self.max_seqlen if torch.compiler.is_compiling() else self._longest,
             cache_batch_idx=self.cache_batch_idx,
             leftpad_k=self.leftpad_k,
+            k_scale=self.k_scale,
+            v_scale=self.v_scale,
         )
 
     def crop(self, max_length: int) -> None:
@@ -172,6 +185,8 @@ class ContiguousKVCache:
             for store in (self.k, self.v):
                 store[index, : self._longest] = store[index[order], : self._longest]
         self.seqlens = self.seqlens[order]
+        if self.k_scale is not None and self.v_scale is not None:
+            self.k_scale, self.v_scale = self.k_scale[order], self.v_scale[order]
         if self.leftpad_k is not None:
             self.leftpad_k = self.leftpad_k[order]
         lengths = host_values(self.seqlens)

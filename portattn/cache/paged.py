@@ -15,6 +15,8 @@ from portattn.cache.view import (
     host_bound,
     host_values,
     new_slots,
+    scales,
+    stored,
 )
 from portattn.errors import ArgumentError, CacheFullError
 
@@ -29,6 +31,8 @@ class PagedKVCache:
     block table is sent to it again only when pages change hands. In torch.compile'd code, attend
     to a cache that was appended to outside of it: counting pages there would compile the graph
     anew at every step. Nothing here is differentiable.
+
+    Scales are those of ContiguousKVCache; sequences that share pages must share scales.
     """
 
     k: Tensor
@@ -48,6 +52,8 @@ class PagedKVCache:
         head_dim_v: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
+        k_scale: Tensor | float | None = None,
+        v_scale: Tensor | float | None = None,
     ) -> None:
         dim_v = head_dim if head_dim_v is None else head_dim_v
         check_sizes(
@@ -60,6 +66,7 @@ class PagedKVCache:
         )
         self.k = torch.zeros(num_pages, page_size, kv_heads, head_dim, dtype=dtype, device=device)
         self.v = torch.zeros(num_pages, page_size, kv_heads, dim_v, dtype=dtype, device=device)
+        self.k_scale, self.v_scale = scales(k_scale, v_scale, self.k, max_batch)
         self._owned = True
         self._known = True  # the host knows the longest length, not only a bound of it
         self._lengths = [0] * max_batch
@@ -78,12 +85,15 @@ class PagedKVCache:
         cache_seqlens: Tensor,
         *,
         longest: int | None = None,
+        k_scale: Tensor | float | None = None,
+        v_scale: Tensor | float | None = None,
     ) -> PagedKVCache:
         """Wrap caller-owned pages [P, page_size, Hkv, D(v)] and block_table [B, pages] int32.
 
         Appends write into the pages that the table names; cache_seqlens [B] int32 stays as it is,
         and so does the table: reserve, release and reorder are the caller's. `longest`: the
-        longest of cache_seqlens, where the host knows it.
+        longest of cache_seqlens, where the host knows it. `k_scale`, `v_scale`: as in the
+        constructor.
 
         Values are checked on the CPU only: on an accelerator reading them would make the host
         wait. There, and without `longest`, keeping appends within the table is the caller's part.
@@ -93,6 +103,7 @@ class PagedKVCache:
         check_index("block_table", block_table, (cache_seqlens.shape[0], None), k_pages)
         cache = cls.__new__(cls)
         cache.k, cache.v = k_pages, v_pages
+        cache.k_scale, cache.v_scale = scales(k_scale, v_scale, k_pages, cache_seqlens.shape[0])
         cache._owned = False
         cache.block_table, cache.seqlens = block_table, cache_seqlens
         bound = host_bound(cache_seqlens, cache.max_seqlen)
@@ -181,8 +192,8 @@ class PagedKVCache:
         if not self._owned:
             _check_pages(pages, self.k.shape[0])
         with torch.no_grad():
-            self.k[pages, slots % self.page_size] = k
-            self.v[pages, slots % self.page_size] = v
+            self.k[pages, slots % self.page_size] = stored(k, self.k_scale, self.k.dtype)
+            self.v[pages, slots % self.page_size] = stored(v, self.v_scale, self.v.dtype)
         # A new tensor: caller-owned lengths are never changed.
         self.seqlens = self.seqlens + count
         self._longest = min(self._longest + count, self.max_seqlen)
@@ -192,7 +203,15 @@ class PagedKVCache:
         table = self.block_table
         room = table.shape[1] * self.page_size
         longest = room if torch.compiler.is_compiling() else self._longest
-        return CacheView(self.k, self.v, self.seqlens, longest, block_table=table)
+        return CacheView(
+            self.k,
+            self.v,
+            self.seqlens,
+            longest,
+            block_table=table,
+            k_scale=self.k_scale,
+            v_scale=self.v_scale,
+        )
 
     def crop(self, max_length: int) -> None:
         """Forget tokens past max_length of every sequence and free the pages they alone used."""
@@ -225,6 +244,9 @@ class PagedKVCache:
             self._drop(page)
         self._pages = pages
         self._lengths = [self._lengths[source] for source in order]
+        if self.k_scale is not None and self.v_scale is not None:
+            index = beam_idx.to(self.k.device).long()
+            self.k_scale, self.v_scale = self.k_scale[index], self.v_scale[index]
         self._publish_pages()
         self._publish_lengths()
 

@@ -17,7 +17,8 @@ class CacheView:
 
     k [Bc, S, Hkv, D], v [Bc, S, Hkv, Dv], or pages [P, page_size, Hkv, D(v)] with block_table
     [B, pages] int32. Sequence b uses keys leftpad_k[b] .. seqused_k[b] (int32) of row
-    cache_batch_idx[b]. max_seqlen_k bounds seqused_k and is known to the host.
+    cache_batch_idx[b]. max_seqlen_k bounds seqused_k and is known to the host. k_scale and v_scale
+    [B, Hkv] float32 multiply what an int8 or float8_e4m3fn cache holds.
     """
 
     k: Tensor
@@ -27,6 +28,8 @@ class CacheView:
     block_table: Tensor | None = None
     cache_batch_idx: Tensor | None = None
     leftpad_k: Tensor | None = None
+    k_scale: Tensor | None = None
+    v_scale: Tensor | None = None
 
 
 class KVCache(Protocol):
@@ -73,12 +76,57 @@ def check_new_tokens(k: Tensor, v: Tensor, store_k: Tensor, store_v: Tensor, bat
             raise ShapeError(
                 name, f"must be [{batch}, new tokens, {heads}, {dim}]", tuple(new.shape)
             )
-        if new.dtype != store.dtype:
+        if store.dtype in SCALED and not new.is_floating_point():
+            raise DtypeError(name, "must be floats, which the cache scales and rounds", new.dtype)
+        if store.dtype not in SCALED and new.dtype != store.dtype:
             raise DtypeError(name, f"must have the cache's dtype, {store.dtype}", new.dtype)
         if new.device != store.device:
             raise DeviceError(name, f"must be on the cache's device, {store.device}", new.device)
     if k.shape[1] != v.shape[1]:
         raise ShapeError("v", f"must hold as many tokens as k, {k.shape[1]}", tuple(v.shape))
+
+
+# The dtypes that hold numbers divided by a scale, and the largest that they hold.
+SCALED = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+
+
+def scales(
+    k_scale: Tensor | float | None, v_scale: Tensor | float | None, store: Tensor, batch: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """k_scale and v_scale as [B, Hkv] float32 beside the store, from numbers, [Hkv] or [B, Hkv].
+
+    Raises a typed error unless both are given exactly where the store's dtype needs them.
+    """
+    given = {"k_scale": k_scale, "v_scale": v_scale}
+    shape = (batch, store.shape[-2])
+    found = []
+    for name, scale in given.items():
+        if scale is None and store.dtype in SCALED:
+            raise ArgumentError(name, f"must be given for a cache of {store.dtype}")
+        if scale is not None and store.dtype not in SCALED:
+            names = " or ".join(str(dtype).removeprefix("torch.") for dtype in SCALED)
+            raise ArgumentError(name, f"needs a cache of {names}", store.dtype)
+        if scale is not None:
+            scale = torch.as_tensor(scale, dtype=torch.float32, device=store.device)
+            if scale.dim() > 2 or any(
+                size not in (1, full)
+                for size, full in zip(scale.shape[::-1], shape[::-1], strict=False)
+            ):
+                expected = f"must be a number, [{shape[1]}] or [{shape[0]}, {shape[1]}]"
+                raise ShapeError(name, expected, tuple(scale.shape))
+            scale = scale.expand(shape).contiguous()
+        found.append(scale)
+    return found[0], found[1]
+
+
+def stored(new: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """What a cache of a dtype holds for new [B, S, Hkv, D]: divided by scale [B, Hkv], rounded to
+    the nearest (ties to even) and clamped; as it is without a scale."""
+    if scale is None:
+        return new
+    most = SCALED[dtype]
+    values = (new.float() / scale[:, None, :, None]).clamp(-most, most)
+    return (values.round() if dtype == torch.int8 else values).to(dtype)
 
 
 def check_store(suffix: str, k: Tensor, v: Tensor) -> None:

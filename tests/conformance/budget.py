@@ -40,7 +40,9 @@ class Expected(NamedTuple):
 
 def widened(t: AttentionTensors, dtype: torch.dtype = torch.float64) -> AttentionTensors:
     """The same values in another dtype."""
-    floats = {"q": t.q, "k": t.k, "v": t.v, "bias": t.bias, "sinks": t.sinks}
+    floats = {"q": t.q, "bias": t.bias, "sinks": t.sinks}
+    if t.k_scale is None:
+        floats |= {"k": t.k, "v": t.v}
     return replace(t, **{n: None if x is None else x.to(dtype) for n, x in floats.items()})
 
 

@@ -23,7 +23,8 @@ class Case:
     """One problem. `lengths` holds (queries, keys) of each sequence; dense ones are all equal.
 
     bias and mask name the dimensions of [B, H, Sq, Sk] that aren't broadcast. `strides`: "bhsd" is
-    a transposed view, "sliced" has a last stride of 2, "padded" has gaps between rows.
+    a transposed view, "sliced" has a last stride of 2, "padded" has gaps between rows. `stored` is
+    the dtype of a cache with scales.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Case:
     batch_idx: bool = False
     strides: Literal["", "bhsd", "sliced", "padded"] = ""
     equal_rows: bool = False
+    stored: Literal["", "int8", "float8_e4m3fn"] = ""
     differentiable: bool = True
 
 
@@ -219,6 +221,29 @@ CASES: tuple[Case, ...] = (
         cached(f"pages of {size}", 1, 300, 17, 1, heads=4, kv_heads=2, page_size=size, causal=True)
         for size in (16, 64, 256)
     ),
+    *(
+        cached(f"{stored} cache", 1, 5, 40, 17, heads=4, kv_heads=2, stored=stored)
+        for stored in ("int8", "float8_e4m3fn")
+    ),
+    *(
+        cached(
+            f"{stored} pages and features",
+            3,
+            40,
+            17,
+            heads=6,
+            kv_heads=2,
+            head_dim=40,
+            head_dim_v=24,
+            page_size=16,
+            causal=True,
+            window=(30, 0),
+            softcap=2.0,
+            sinks=True,
+            stored=stored,
+        )
+        for stored in ("int8", "float8_e4m3fn")
+    ),
     cached("pages and windows", 4, 70, 35, page_size=16, causal=True, window=(20, 0)),
 )
 
@@ -244,6 +269,8 @@ def build(
     longest_k = max((k for _, k in case.lengths), default=5)
     dim_v = case.head_dim_v or case.head_dim
     tensors = _lay_out(case, normal, batch, longest_q, longest_k, dim_v, device, generator)
+    if case.stored:
+        _store(tensors, getattr(torch, case.stored))
     if case.equal_rows:
         tensors.k = tensors.k[:, :1].expand_as(tensors.k)
     scores = (batch, case.heads, longest_q, longest_k)
@@ -273,6 +300,21 @@ def build(
         max_seqlen_k=0 if case.layout == "dense" else longest_k,
     )
     return Built(tensors, settings)
+
+
+def _store(tensors: AttentionTensors, dtype: torch.dtype) -> None:
+    """Keys and values as numbers of another dtype, with another scale for every sequence and head;
+    one scale covers what any sequence may find in a shared store."""
+    batch, kv_heads = len(tensors.q), tensors.k.shape[-2]
+    for name in ("k", "v"):
+        values = getattr(tensors, name).float()
+        reach = float(values.abs().max()) if values.numel() else 1.0
+        largest = 127.0 if dtype == torch.int8 else 448.0
+        held = values * (largest / reach)
+        setattr(tensors, name, (held.round() if dtype == torch.int8 else held).to(dtype))
+        steps = torch.arange(batch * kv_heads, dtype=torch.float32, device=values.device)
+        scale = (1 + steps.view(batch, kv_heads) / 8) * (reach / largest)
+        setattr(tensors, f"{name}_scale", scale)
 
 
 def _shape(full: tuple[int, ...], flags: Broadcast) -> tuple[int, ...]:

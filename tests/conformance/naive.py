@@ -36,7 +36,16 @@ def attention(t: AttentionTensors, o: Options) -> tuple[Tensor, Tensor]:
 
 
 def sequence(t: AttentionTensors, b: int) -> tuple[Tensor, Tensor, Tensor]:
-    """q [Sq, H, D], k and v [Sk, Hkv, D] of one sequence."""
+    """q [Sq, H, D], k and v [Sk, Hkv, D] of one sequence, scaled where they are stored so."""
+    q, k, v = stored_sequence(t, b)
+    if t.k_scale is None or t.v_scale is None:
+        return q, k, v
+    k, v = (x.double() * s[b].double()[:, None] for x, s in ((k, t.k_scale), (v, t.v_scale)))
+    return q, k.to(q.dtype), v.to(q.dtype)
+
+
+def stored_sequence(t: AttentionTensors, b: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q [Sq, H, D], k and v [Sk, Hkv, D] of one sequence, as they lie in memory."""
     starts = t.cu_seqlens_q
     q = t.q[b] if starts is None else t.q[starts[b] : starts[b + 1]]
     first = int(t.leftpad_k[b]) if t.leftpad_k is not None else 0

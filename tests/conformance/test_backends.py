@@ -132,6 +132,8 @@ def test_poison(
         return
     if "poison" not in backend.capability.promises_on(kind):
         return
+    if case.stored == "int8":
+        return  # it can't hold NaN
     clean = expected(t, o)
     t = replace(t, k=_poisoned(t, o, t.k), v=_poisoned(t, o, t.v))
     check(run(backend, t, o, problem), clean, dtype, f"{name} {case.name}, poisoned")
@@ -238,11 +240,13 @@ def _poisoned(t: AttentionTensors, o: Options, stored: Tensor) -> Tensor:
     batch = len(t.cu_seqlens_q) - 1 if t.cu_seqlens_q is not None else len(t.q)
     positions = torch.arange(marks.numel(), device=stored.device).view(marks.shape)
     for b in range(batch):
-        where = naive.sequence(replace(t, k=positions, v=positions), b)[1]
+        where = naive.stored_sequence(replace(t, k=positions, v=positions), b)[1]
         q = naive.sequence(t, b)[0]
         looks = naive.visible(t, o, b, (len(q), len(where))).any(1)
         looks = looks.unflatten(0, (where.shape[1], -1)).any(1).T
         seen.view(-1)[where[..., 0][looks]] = True
+    if stored.dtype == torch.float8_e4m3fn:
+        return stored.view(torch.uint8).masked_fill(~seen[..., None], 0x7F).view(stored.dtype)
     return stored.masked_fill(~seen[..., None], float("nan"))
 
 

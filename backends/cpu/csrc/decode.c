@@ -105,6 +105,11 @@ static void load_queries(chunk *c) {
         const int64_t from = c->w.sequence->q + query_of(&c->w, r) * f->q_row
                              + head_of(&c->w, r) * f->q_head;
         load_row(line, f->q, f->dtype, from, f->q_dim, f->head_dim);
+        if (f->k_scale) {
+            /* q . (scale k) = (scale q) . k */
+            const float scale = f->k_scale[c->w.b * f->kv_heads + c->w.kv_head];
+            for (int64_t d = 0; d < f->head_dim; d++) line[d] *= scale;
+        }
         if (c->dots) {
             store_row(c->q_bits, PA_BF16, r * c->wide_k, line, c->wide_k);
             continue;
@@ -411,6 +416,10 @@ static __attribute__((noinline)) void run_f16(const chunk *c, const pa_partial *
     run(c, PA_F16, to);
 }
 
+static __attribute__((noinline)) void run_i8(const chunk *c, const pa_partial *to) {
+    run(c, PA_I8, to);
+}
+
 static void unit(const pa_forward_args *f, int64_t b, int64_t kv_head, int64_t first, int64_t count,
                  const pa_partial *to, void *scratch) {
     const pa_sequence *sequence = f->sequences + b;
@@ -432,6 +441,7 @@ static void unit(const pa_forward_args *f, int64_t b, int64_t kv_head, int64_t f
     if (f->kv_dtype == PA_F32) run_f32(&c, to);
     if (f->kv_dtype == PA_BF16) run_bf16(&c, to);
     if (f->kv_dtype == PA_F16) run_f16(&c, to);
+    if (f->kv_dtype == PA_I8) run_i8(&c, to);
     flush_stop(mode);
 }
 
@@ -465,12 +475,13 @@ static void merge(const pa_forward_args *f, int64_t b, int64_t kv_head, const pa
     const pa_sequence *s = f->sequences + b;
     const int64_t group = f->heads / f->kv_heads, rows = s->seqlen_q * group;
     const int64_t columns = pa_decode_columns(f);
+    const float scale = f->v_scale ? f->v_scale[b * f->kv_heads + kv_head] : 1.0f;
     float row[columns], line[columns];
     for (int64_t r = 0; r < rows; r++) {
         const int64_t i = r / group, head = kv_head * group + r % group;
         const float lse = merge_row(f, from, rows * (columns + 2), parts, r, head, row);
         if (f->lse) f->lse[s->lse + head * f->lse_head + i] = lse;
-        for (int64_t d = 0; d < f->head_dim_v; d++) line[d] = row[v_place((int)f->kv_dtype, d)];
+        for (int64_t d = 0; d < f->head_dim_v; d++) line[d] = scale * row[v_place((int)f->kv_dtype, d)];
         store_row(f->out, f->dtype, s->out + i * f->out_row + head * f->out_head, line,
                   f->head_dim_v);
     }

@@ -32,6 +32,7 @@ static inline float f16_value(uint16_t bits) {
 
 static inline float element(const void *data, int64_t dtype, int64_t index) {
     if (dtype == PA_F32) return ((const float *)data)[index];
+    if (dtype == PA_I8) return ((const int8_t *)data)[index];
     uint16_t bits = ((const uint16_t *)data)[index];
     return dtype == PA_BF16 ? bf16_value(bits) : f16_value(bits);
 }
@@ -44,7 +45,7 @@ static void load_row(float *to, const void *data, int64_t dtype, int64_t index, 
     } else if (step == 1 && dtype == PA_BF16) {
         const uint16_t *from = (const uint16_t *)data + index;
         for (int64_t i = 0; i < count; i++) to[i] = bf16_value(from[i]);
-    } else if (step == 1) {
+    } else if (step == 1 && dtype == PA_F16) {
         const uint16_t *from = (const uint16_t *)data + index;
         for (int64_t i = 0; i < count; i++) to[i] = f16_value(from[i]);
     } else {

@@ -34,6 +34,7 @@ typedef struct {
     const uint8_t *mask;
     int64_t mask_stride[4];
     const float *sinks; /* NULL or [heads] */
+    const float *k_scale, *v_scale; /* decode: NULL or [batch, kv_heads], times what k and v hold */
     uint64_t seed;
     int64_t dropout_offset;
     int64_t block_m, block_n; /* rows and keys per tile */
