@@ -11,9 +11,9 @@ from torch import Tensor
 from portattn.backends.cpu.prefill_arguments import (
     DTYPES,
     BackwardArguments,
+    broadcast_strides,
     forward_call,
     sequence_table,
-    sink_gradient,
 )
 from portattn.dispatch.backend import AttentionTensors, Config, Gradients
 from portattn.dispatch.problem import AttentionProblem
@@ -26,11 +26,8 @@ def reasons_against_prefill(problem: AttentionProblem) -> list[str]:
     reasons = []
     for dtype in {problem.dtype, problem.kv_dtype or problem.dtype} - set(DTYPES):
         reasons.append(f"the compiled tiles have no {str(dtype).removeprefix('torch.')}")
-    if problem.operation == "backward":
-        if problem.bias_grad:
-            reasons.append("the compiled backward has no gradient of the bias")
-        if problem.page_size:
-            reasons.append("paged keys have no gradient")
+    if problem.operation == "backward" and problem.page_size:
+        reasons.append("paged keys have no gradient")
     return reasons
 
 
@@ -79,13 +76,21 @@ def prefill_backward(
         setattr(a, f"{name}_row", tensor.stride(-3))
         setattr(a, f"{name}_head", tensor.stride(-2))
     a.gradients = call.keep(sequence_table(call.spans, dq, grad_out, None, dk, dv))
+    bias, sinks = tensors.bias, tensors.sinks
+    dbias = dsinks = None
+    if problem.bias_grad and bias is not None:
+        dbias = torch.zeros(bias.shape, dtype=torch.float32)
+        a.dbias, a.dbias_stride = call.keep(dbias), broadcast_strides(dbias)
+    if sinks is not None:
+        parts = torch.zeros(len(call.spans), len(sinks), dtype=torch.float64)
+        a.dsinks = call.keep(parts)
     if _run(library, "pa_prefill_backward", a, _tiles(tensors), threads) == _NOT_FINITE:
         return None
-    sinks = tensors.sinks
-    if sinks is None:
-        return Gradients(dq, dk, dv)
-    dsinks = sink_gradient(sinks, lse, out, grad_out, grad_lse)
-    return Gradients(dq, dk, dv, None, dsinks)
+    if bias is not None and dbias is not None:
+        dbias = dbias.to(bias.dtype)
+    if sinks is not None:
+        dsinks = parts.sum(0).to(sinks.dtype)
+    return Gradients(dq, dk, dv, dbias, dsinks)
 
 
 def _results(tensors: AttentionTensors, problem: AttentionProblem) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -59,7 +58,9 @@ class BackwardArguments(ctypes.Structure):
         *_fields(_INT, "g_row g_head g_dim dq_row dq_head dk_row dk_head dv_row dv_head"),
         ("gradients", _POINTER),
         ("splits", _INT),
-        *_fields(_POINTER, "dq_parts dq_part"),
+        *_fields(_POINTER, "dq_parts dq_part dbias"),
+        ("dbias_stride", _INTS4),
+        ("dsinks", _POINTER),
     ]
 
 
@@ -167,10 +168,10 @@ def _add_features(call: Call, tensors: AttentionTensors) -> None:
     if tensors.bias is not None:
         bias = tensors.bias if tensors.bias.dtype in DTYPES else tensors.bias.float()
         a.bias, a.bias_dtype = call.keep(bias), DTYPES[bias.dtype]
-        a.bias_stride = _broadcast_strides(bias)
+        a.bias_stride = broadcast_strides(bias)
     if tensors.mask is not None:
         a.mask = call.keep(tensors.mask)
-        a.mask_stride = _broadcast_strides(tensors.mask)
+        a.mask_stride = broadcast_strides(tensors.mask)
     if tensors.sinks is not None:
         a.sinks = call.keep(tensors.sinks.float().contiguous())
     if tensors.rng_state is not None:
@@ -178,19 +179,7 @@ def _add_features(call: Call, tensors: AttentionTensors) -> None:
         a.seed, a.dropout_offset = seed & (2**64 - 1), offset & 0xFFFFFFFF
 
 
-def _broadcast_strides(tensor: Tensor) -> ctypes.Array[ctypes.c_int64]:
+def broadcast_strides(tensor: Tensor) -> ctypes.Array[ctypes.c_int64]:
+    """Four strides, 0 along what a bias or mask is broadcast over."""
     pairs = zip(tensor.shape, tensor.stride(), strict=True)
     return _INTS4(*(0 if size == 1 else stride for size, stride in pairs))
-
-
-def sink_gradient(
-    sinks: Tensor, lse: Tensor, out: Tensor, grad_out: Tensor, grad_lse: Tensor | None
-) -> Tensor:
-    """The sink carries no value: its score's gradient is -p_sink delta, summed over rows."""
-    delta = (grad_out.double() * out.double()).sum(-1).transpose(-1, -2)
-    if grad_lse is not None:
-        delta = delta - grad_lse
-    p_sink = (sinks.double()[:, None] - lse.double()).exp()
-    terms = (p_sink * delta).masked_fill(lse == -math.inf, 0.0)
-    dims = [d for d in range(terms.dim()) if d != terms.dim() - 2]
-    return -terms.sum(dims).to(sinks.dtype)

@@ -5,14 +5,18 @@
  *     ds_ij = p_ij (dp_ij - delta_i)        du_ij = ds_ij (1 - tanh_ij^2) softmax_scale
  *     dv_j = sum_i d_ij p_ij g_i            dk_j = sum_i du_ij q_i        dq_i = sum_j du_ij k_j
  *
+ * and, summed over what they are broadcast over, with delta_i of every row,
+ *
+ *     dbias_ij = ds_ij                dsink = -sum_i exp(sink - lse_i) delta_i
+ *
  * Scores lie keys down and rows across, as in forward.h. A unit owns every `splits`-th chunk of the
  * keys of one kv head: it finishes their dk and dv, and sums their part of dq. The parts are added
  * in order afterwards, so sums never depend on the number of threads.
  */
 
-/* d p in s and du in dp, from products. */
-static void differentiate(const block *w, backward_tiles *t, float factor, int64_t first_key,
-                          int64_t from, int64_t to) {
+/* d p in s and du in dp, from products; with a gradient of the bias, ds in slope. */
+static void differentiate(const block *w, backward_tiles *t, float factor, int keeps_ds,
+                          int64_t first_key, int64_t from, int64_t to) {
     const pa_forward_args *f = w->f;
     const vf scale = v_set1(factor), outer = v_set1((float)f->softmax_scale);
     float keep[LANES];
@@ -28,20 +32,34 @@ static void differentiate(const block *w, backward_tiles *t, float factor, int64
                 dropped = v_mul(p, v_load(keep + x));
                 back = v_mul(back, v_load(keep + x));
             }
-            vf du = v_mul(v_mul(p, v_sub(back, v_load(t->delta + x))), outer);
+            vf ds = v_mul(p, v_sub(back, v_load(t->delta + x))), du = v_mul(ds, outer);
+            const vf smallest = v_set1(0x1p-126f), zero = v_set1(0.0f);
             if (f->softcap != 0.0) du = v_mul(du, v_load(t->slope + j * LANES + x));
             v_store(s, dropped);
             /* 0 times a dp that overflowed would be NaN. */
-            v_store(dp, v_select_lt(p, v_set1(0x1p-126f), v_set1(0.0f), du));
+            v_store(dp, v_select_lt(p, smallest, zero, du));
+            if (keeps_ds) v_store(t->slope + j * LANES + x, v_select_lt(p, smallest, zero, ds));
         }
     }
 }
 
-/* grad_out . out of lane x. */
-static float dot_of_row(const pa_backward_args *a, const block *w, backward_tiles *t, int64_t x) {
+/* ds, which is in slope, into the gradient of the bias. Who else adds to an element of it does so
+ * before or after this unit, in an order that the shapes decide. */
+static void add_bias_gradient(const pa_backward_args *a, const block *w, const backward_tiles *t,
+                              int64_t first_key, int64_t from, int64_t to) {
+    const int64_t step = a->dbias_stride[3];
+    for (int64_t x = 0; x < w->rows; x++) {
+        const int64_t row = bias_at(a->dbias_stride, w->b, head_of(w, x), query_of(w, x));
+        float *at = a->dbias + row + first_key * step;
+        for (int64_t j = from; j < to; j++) at[j * step] += t->slope[j * LANES + x];
+    }
+}
+
+/* grad_out . out of lane x; `memory` holds both rows. */
+static float dot_of_row(const pa_backward_args *a, const block *w, float *memory, int64_t x) {
     const pa_forward_args *f = a->f;
     const int64_t i = query_of(w, x), head = head_of(w, x), columns = round_up(f->head_dim_v, VW);
-    float *g = t->row, *out = t->row + columns, lanes[VW], sum = 0.0f;
+    float *g = memory, *out = memory + columns, lanes[VW], sum = 0.0f;
     load_row(g, a->grad_out, f->dtype, a->gradients[w->b].out + i * a->g_row + head * a->g_head,
              a->g_dim, f->head_dim_v);
     load_row(out, f->out, f->dtype, w->sequence->out + i * f->out_row + head * f->out_head, 1,
@@ -64,7 +82,7 @@ static void load_row_values(const pa_backward_args *a, const block *w, backward_
         const float lse = a->f->lse[at];
         if (lse == -INFINITY) continue;
         t->lse[x] = (float)(lse * LOG2_E);
-        t->delta[x] = dot_of_row(a, w, t, x) - (a->grad_lse ? a->grad_lse[at] : 0.0f);
+        t->delta[x] = dot_of_row(a, w, t->row, x) - (a->grad_lse ? a->grad_lse[at] : 0.0f);
     }
 }
 
@@ -80,7 +98,8 @@ static void backward_block(const pa_backward_args *a, const block *w, backward_t
         if (from >= to) continue;
         multiply_pairs(a->f, t, tile, from, to);
         float factor = finish_scores(w, t->s, t->slope, first_key + tile, from, to);
-        differentiate(w, t, factor, first_key + tile, from, to);
+        differentiate(w, t, factor, a->dbias != NULL, first_key + tile, from, to);
+        if (a->dbias) add_bias_gradient(a, w, t, first_key + tile, from, to);
         add_gradients(t, tile, from, to, dq);
     }
     finish_block_gradients(t, dq);
@@ -146,6 +165,22 @@ static int64_t backward_unit(const pa_backward_args *a, int64_t b, int64_t kv_he
     return t.finite;
 }
 
+/* The sinks' gradients of one kv head of one sequence: a sink's score has the gradient -p delta. */
+static void sum_sinks(const pa_backward_args *a, const block *w, int64_t rows) {
+    const pa_forward_args *f = a->f;
+    const int64_t first = w->b * f->heads + w->kv_head * w->group;
+    float line[2 * round_up(f->head_dim_v, VW)];
+    for (int64_t h = 0; h < w->group; h++) a->dsinks[first + h] = 0.0;
+    for (int64_t r = 0; r < rows; r++) {
+        const int64_t head = head_of(w, r);
+        const int64_t at = w->sequence->lse + head * f->lse_head + query_of(w, r);
+        if (f->lse[at] == -INFINITY) continue;
+        const double p = exp((double)f->sinks[head] - f->lse[at]);
+        const double delta = (double)dot_of_row(a, w, line, r) - (a->grad_lse ? a->grad_lse[at] : 0);
+        a->dsinks[first + r % w->group] -= p * delta;
+    }
+}
+
 /* dq of the rows [first, first + count) of one kv head: the sum of its parts, in order. */
 static void backward_sum(const pa_backward_args *a, int64_t b, int64_t kv_head, int64_t first,
                          int64_t count) {
@@ -153,6 +188,7 @@ static void backward_sum(const pa_backward_args *a, int64_t b, int64_t kv_head, 
     const block w = {f, f->sequences + b, b, kv_head, f->heads / f->kv_heads, 0, 0};
     const int64_t columns = round_up(f->head_dim, PANEL);
     const int64_t padded = round_up(w.sequence->seqlen_q * w.group, LANES) * columns;
+    if (a->dsinks) sum_sinks(a, &w, count);
     for (int64_t r = first; r < first + count; r++) {
         float *sum = dq_part(a, &w, columns, 0) + r * columns;
         for (int64_t split = 1; split < a->splits; split++)

@@ -6,7 +6,7 @@
 #include "tiles.h"
 
 typedef struct {
-    int64_t b, kv_head, first, rows, order;
+    int64_t b, kv_head, first, rows, order, owner;
     double cost;
 } unit;
 
@@ -18,6 +18,7 @@ typedef struct {
     float *memory;
     int64_t floats; /* of one thread */
     int64_t *finite; /* of one unit each */
+    const int64_t *owned; /* NULL or [owners + 1]: the first unit of each owner */
 } job;
 
 enum { OK = 0, NOT_FINITE = 1, OUT_OF_MEMORY = -1 };
@@ -67,7 +68,7 @@ static int64_t cut_rows(const pa_forward_args *f, unit *units) {
         for (int64_t h = 0; h < f->kv_heads; h++)
             for (int64_t first = 0; first < rows_of(f, b); first += f->block_m, n++) {
                 const int64_t left = rows_of(f, b) - first;
-                unit u = {b, h, first, left < f->block_m ? left : f->block_m, n, 0.0};
+                unit u = {b, h, first, left < f->block_m ? left : f->block_m, n, 0, 0.0};
                 u.cost = u.rows * keys_of(f, &u);
                 if (units) units[n] = u;
             }
@@ -80,9 +81,34 @@ static int64_t cut_keys(const pa_forward_args *f, int64_t splits, unit *units) {
     for (int64_t b = 0; b < f->batch; b++)
         for (int64_t h = 0; h < f->kv_heads; h++)
             for (int64_t split = 0; split < splits; split++, n++)
-                units[n] = (unit){b, h, split, rows_of(f, b), n,
+                units[n] = (unit){b, h, split, rows_of(f, b), n, 0,
                                   (double)rows_of(f, b) * f->sequences[b].seqlen_k};
     return n;
+}
+
+/* By owner, and in order among an owner's. */
+static int compare_owners(const void *left, const void *right) {
+    const unit *a = left, *b = right;
+    if (a->owner != b->owner) return a->owner < b->owner ? -1 : 1;
+    return a->order < b->order ? -1 : a->order > b->order;
+}
+
+/* Units that add to the same part of the gradient of the bias have one owner, which runs them one
+ * after another. Returns the number of owners; first[o] is the first unit of owner o. */
+static int64_t cut_owners(const pa_backward_args *a, unit *units, int64_t count, int64_t *first) {
+    const int64_t *stride = a->dbias_stride, heads = a->f->kv_heads;
+    int64_t owners = 0;
+    for (int64_t n = 0; n < count; n++) {
+        unit *u = units + n;
+        u->owner = stride[0] ? u->b : 0;
+        u->owner = u->owner * heads + (stride[1] ? u->kv_head : 0);
+        u->owner = u->owner * a->splits + (stride[3] ? u->first : 0);
+    }
+    qsort(units, count, sizeof(unit), compare_owners);
+    for (int64_t n = 0; n < count; n++)
+        if (!n || units[n].owner != units[n - 1].owner) first[owners++] = n;
+    first[owners] = count;
+    return owners;
 }
 
 static float *thread_memory(job *j, int64_t floats, int64_t threads) {
@@ -128,6 +154,11 @@ static void run_backward(void *context, int64_t task, int64_t thread) {
                                               j->memory + thread * j->floats);
 }
 
+static void run_owner(void *context, int64_t owner, int64_t thread) {
+    const job *j = context;
+    for (int64_t n = j->owned[owner]; n < j->owned[owner + 1]; n++) run_backward(context, n, thread);
+}
+
 static void run_sum(void *context, int64_t task, int64_t thread) {
     const job *j = context;
     const int64_t b = task / j->f->kv_heads;
@@ -159,9 +190,16 @@ static int run_backward_units(pa_backward_args *a, job *j, unit *units, int64_t 
     a->dq_parts = malloc((size_t)(floats + 1) * sizeof(float));
     if (!a->dq_parts) return OUT_OF_MEMORY;
     cut_keys(f, a->splits, units);
-    qsort(units, count, sizeof(unit), compare);
     j->units = units;
-    pa_pool_run(run_backward, j, count, threads);
+    if (a->dbias) {
+        int64_t *first = j->finite + count;
+        const int64_t owners = cut_owners(a, units, count, first);
+        j->owned = first;
+        pa_pool_run(run_owner, j, owners, threads);
+    } else {
+        qsort(units, count, sizeof(unit), compare);
+        pa_pool_run(run_backward, j, count, threads);
+    }
     pa_pool_run(run_sum, j, f->batch * f->kv_heads, threads);
     free(a->dq_parts);
     for (int64_t n = 0; n < count; n++) finite &= j->finite[n];
@@ -177,7 +215,7 @@ int pa_backward(const pa_backward_args *args, const pa_tiles *tiles, int64_t thr
     if (threads > count) threads = count;
     job j = {.tiles = tiles, .f = a.f, .a = &a};
     unit *units = malloc(count * sizeof(unit));
-    int64_t *parts = malloc((a.f->batch + count) * sizeof(int64_t));
+    int64_t *parts = malloc((a.f->batch + 2 * count + 1) * sizeof(int64_t));
     thread_memory(&j, tiles->backward_floats(a.f), threads);
     int result = OUT_OF_MEMORY;
     if (units && parts && j.memory) {

@@ -44,6 +44,7 @@ typedef struct {
  *
  * grad_lse is addressed as lse is, or NULL. dq, dk, dv have the dtypes of q, k and v, contiguous
  * rows, and one sequence per entry of `gradients` (q, k, v: offsets in dq, dk, dv; out: in grad_out).
+ * dbias is added to, with stride 0 along what its bias is broadcast over.
  */
 typedef struct {
     const pa_forward_args *f;
@@ -55,6 +56,9 @@ typedef struct {
     int64_t splits; /* parts of the keys that sum dq on their own */
     float *dq_parts; /* sequence by sequence: [kv_heads][splits][padded rows][columns of q] */
     const int64_t *dq_part; /* [batch] offsets in dq_parts */
+    float *dbias; /* NULL or strided [batch, heads, seqlen_q, seqlen_k] */
+    int64_t dbias_stride[4];
+    double *dsinks; /* NULL or [batch, heads]: the part of each sequence */
 } pa_backward_args;
 
 /* The tiles of one instruction set. Units are independent of each other and of who runs them. */
