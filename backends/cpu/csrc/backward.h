@@ -47,11 +47,18 @@ static void differentiate(const block *w, backward_tiles *t, float factor, int k
  * before or after this unit, in an order that the shapes decide. */
 static void add_bias_gradient(const pa_backward_args *a, const block *w, const backward_tiles *t,
                               int64_t first_key, int64_t from, int64_t to) {
-    const int64_t step = a->dbias_stride[3];
+    const int64_t step = a->dbias_stride[3], count = to - from;
+    float line[TILE_KEYS];
     for (int64_t x = 0; x < w->rows; x++) {
         const int64_t row = bias_at(a->dbias_stride, w->b, head_of(w, x), query_of(w, x));
-        float *at = a->dbias + row + first_key * step;
-        for (int64_t j = from; j < to; j++) at[j * step] += t->slope[j * LANES + x];
+        const float *ds = t->slope + from * LANES + x;
+        float *at = a->dbias + row + (first_key + from) * step;
+        /* Side by side first: what is added to may lie anywhere. */
+        for (int64_t j = 0; j < count; j++) line[j] = ds[j * LANES];
+        int64_t j = 0;
+        if (step == 1)
+            for (; j + VW <= count; j += VW) v_store(at + j, v_add(v_load(at + j), v_load(line + j)));
+        for (; j < count; j++) at[j * step] += line[j];
     }
 }
 
