@@ -20,10 +20,10 @@ static void differentiate(const block *w, backward_tiles *t, float factor, int k
     const pa_forward_args *f = w->f;
     const vf scale = v_set1(factor), outer = v_set1((float)f->softmax_scale);
     float keep[LANES];
-    lane_names names;
-    if (f->dropout_p > 0.0) name_lanes(w, &names);
+    lane_words words;
+    if (f->dropout_p > 0.0) start_lanes(w, &words);
     for (int64_t j = from; j < to; j++) {
-        if (f->dropout_p > 0.0) keep_lanes(f, &names, first_key + j, keep);
+        if (f->dropout_p > 0.0) keep_lanes(f, &words, first_key + j, keep);
         for (int64_t x = 0; x < LANES; x += VW) {
             float *s = t->s + j * LANES + x, *dp = t->dp + j * LANES + x;
             vf p = v_exp2(v_fma(v_load(s), scale, v_sub(v_set1(0.0f), v_load(t->lse + x))));

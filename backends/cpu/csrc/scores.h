@@ -146,52 +146,76 @@ static float finish_scores(const block *w, float *s, float *slope, int64_t first
     return (float)(features ? LOG2_E : LOG2_E * f->softmax_scale);
 }
 
-/* What Philox counts by, of every lane. */
-typedef struct {
-    uint32_t query[LANES], head[LANES];
-} lane_names;
+/* Philox4x32-10 (backends/common/philox.py) counts by key, query, head and offset. A round is
+ *
+ *     c0, c1, c2, c3 = high(B c2) ^ c1 ^ k0, low(B c2), high(A c0) ^ c3 ^ k1, low(A c0)
+ *
+ * so two rounds need no product of a lane and a key together: they are done for each lane and each
+ * key once. The words of a lane after them are row ^ s0, s1, head ^ s3 and last, of the key s. */
+#define PHILOX_A 0xD2511F53u
+#define PHILOX_B 0xCD9E8D57u
+#define PHILOX_STEP_0 0x9E3779B9u
+#define PHILOX_STEP_1 0xBB67AE85u
 
-static void name_lanes(const block *w, lane_names *names) {
+typedef struct {
+    uint32_t row[LANES], head[LANES], last[LANES];
+} lane_words;
+
+static inline uint32_t high_word(uint64_t product) { return (uint32_t)(product >> 32); }
+
+static void start_lanes(const block *w, lane_words *words) {
+    const uint32_t k0 = (uint32_t)w->f->seed, k1 = (uint32_t)(w->f->seed >> 32);
     for (int64_t x = 0; x < LANES; x++) {
-        names->query[x] = (uint32_t)query_of(w, x);
-        names->head[x] = (uint32_t)(w->b * w->f->heads + head_of(w, x));
+        const uint32_t name = (uint32_t)(w->b * w->f->heads + head_of(w, x));
+        const uint64_t of_name = (uint64_t)PHILOX_B * name;
+        const uint64_t next = (uint64_t)PHILOX_A * (high_word(of_name) ^ (uint32_t)query_of(w, x) ^ k0);
+        words->row[x] = (uint32_t)of_name ^ (k0 + PHILOX_STEP_0);
+        words->head[x] = high_word(next) ^ (k1 + PHILOX_STEP_1);
+        words->last[x] = (uint32_t)next;
     }
 }
 
-/* keep[x] of key j: 0 or 1 / (1 - p), by Philox4x32-10 (backends/common/philox.py). */
-static void keep_lanes(const pa_forward_args *f, const lane_names *names, int64_t key,
+/* The rounds from the third on: c0 of the even words of c. */
+static ALWAYS_INLINE vu last_rounds(uint64_t seed, vu c0, vu c1, vu c2, vu c3) {
+    const vu a = u_set1(PHILOX_A), b = u_set1(PHILOX_B);
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+    UNROLL for (uint32_t round = 2; round < 9; round++) {
+        const vu p = u_multiply(a, c0), q = u_multiply(b, c2);
+        c0 = u_xor(u_xor(u_high(q), c1), u_set1(k0 + round * PHILOX_STEP_0));
+        c1 = q;
+        c2 = u_xor(u_xor(u_high(p), c3), u_set1(k1 + round * PHILOX_STEP_1));
+        c3 = p;
+    }
+    return u_xor(u_xor(u_high(u_multiply(b, c2)), c1), u_set1(k0 + 9 * PHILOX_STEP_0));
+}
+
+/* keep[x] of key j: 0 or 1 / (1 - p). */
+static void keep_lanes(const pa_forward_args *f, const lane_words *words, int64_t key,
                        float *keep) {
-    const float kept = (float)(1.0 / (1.0 - f->dropout_p));
-    uint32_t c0[LANES], c1[LANES], c2[LANES], c3[LANES];
-    uint32_t k0 = (uint32_t)f->seed, k1 = (uint32_t)(f->seed >> 32);
-    for (int64_t x = 0; x < LANES; x++) {
-        c0[x] = (uint32_t)key;
-        c1[x] = names->query[x];
-        c2[x] = names->head[x];
-        c3[x] = (uint32_t)f->dropout_offset;
+    const uint64_t of_key = (uint64_t)PHILOX_A * (uint32_t)key;
+    const uint32_t second = high_word(of_key) ^ (uint32_t)f->dropout_offset ^ (uint32_t)(f->seed >> 32);
+    const uint64_t next = (uint64_t)PHILOX_B * second;
+    const vu s0 = u_set1(high_word(next)), s1 = u_set1((uint32_t)next);
+    const vu s3 = u_set1((uint32_t)of_key);
+    /* Words of 24 bits and limits of whole numbers are exact as floats. */
+    const vf limit = v_set1((float)ceil(f->dropout_p * 0x1p24));
+    const vf kept = v_set1((float)(1.0 / (1.0 - f->dropout_p)));
+    for (int64_t x = 0; x < LANES; x += VW) {
+        const vu c0 = u_xor(u_load(words->row + x), s0), c2 = u_xor(u_load(words->head + x), s3);
+        const vu c3 = u_load(words->last + x);
+        const vu even = last_rounds(f->seed, c0, s1, c2, c3);
+        const vu odd = last_rounds(f->seed, u_high(c0), s1, u_high(c2), u_high(c3));
+        v_store(keep + x, v_select_lt(v_top24(u_join(even, odd)), limit, v_set1(0.0f), kept));
     }
-    for (int round = 0; round < 10; round++) {
-        for (int64_t x = 0; x < LANES; x++) {
-            uint64_t even = (uint64_t)0xD2511F53u * c0[x], odd = (uint64_t)0xCD9E8D57u * c2[x];
-            c0[x] = (uint32_t)(odd >> 32) ^ c1[x] ^ k0;
-            c1[x] = (uint32_t)odd;
-            c2[x] = (uint32_t)(even >> 32) ^ c3[x] ^ k1;
-            c3[x] = (uint32_t)even;
-        }
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    for (int64_t x = 0; x < LANES; x++)
-        keep[x] = (double)(c0[x] >> 8) * 0x1p-24 >= f->dropout_p ? kept : 0.0f;
 }
 
 /* Drop weights p [keys][LANES] of keys [from, to). */
 static void drop(const block *w, float *p, int64_t first_key, int64_t from, int64_t to) {
     float keep[LANES];
-    lane_names names;
-    name_lanes(w, &names);
+    lane_words words;
+    start_lanes(w, &words);
     for (int64_t j = from; j < to; j++) {
-        keep_lanes(w->f, &names, first_key + j, keep);
+        keep_lanes(w->f, &words, first_key + j, keep);
         for (int64_t x = 0; x < LANES; x += VW) {
             float *at = p + j * LANES + x;
             v_store(at, v_mul(v_load(at), v_load(keep + x)));

@@ -4,6 +4,10 @@
  * either is NaN. v_load2_* turn 2 VW elements into two
  * vectors: of bfloat16 the even and the odd ones (which costs no shuffle), else the first and the
  * second VW; v_place says where an element of a row goes.
+ *
+ * A vu holds VW 32-bit words. u_multiply gives the 64-bit products of the even ones, in whose place
+ * u_high puts the odd ones and zeros in theirs; u_join takes the even words of both. v_top24 is the
+ * upper 24 bits of each word as a float.
  */
 #ifndef PORTATTN_VEC_H
 #define PORTATTN_VEC_H

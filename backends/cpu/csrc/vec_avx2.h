@@ -31,6 +31,18 @@ static inline vf v_scale2(vf a, vf n) {
     return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
 }
 
+typedef __m256i vu;
+
+static inline vu u_load(const uint32_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+static inline vu u_set1(uint32_t a) { return _mm256_set1_epi32((int)a); }
+static inline vu u_multiply(vu a, vu b) { return _mm256_mul_epu32(a, b); }
+static inline vu u_high(vu a) { return _mm256_srli_epi64(a, 32); }
+static inline vu u_xor(vu a, vu b) { return _mm256_xor_si256(a, b); }
+static inline vu u_join(vu even, vu odd) {
+    return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+}
+static inline vf v_top24(vu a) { return _mm256_cvtepi32_ps(_mm256_srli_epi32(a, 8)); }
+
 /* The sums of four vectors' lanes. */
 static inline void v_sum4(vf a, vf b, vf c, vf d, float *to) {
     vf sums = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));

@@ -28,6 +28,18 @@ static inline vf v_select_lt(vf a, vf b, vf x, vf y) {
 /* a 2^n for whole n. */
 static inline vf v_scale2(vf a, vf n) { return _mm512_scalef_ps(a, n); }
 
+typedef __m512i vu;
+
+static inline vu u_load(const uint32_t *p) { return _mm512_loadu_si512(p); }
+static inline vu u_set1(uint32_t a) { return _mm512_set1_epi32((int)a); }
+static inline vu u_multiply(vu a, vu b) { return _mm512_mul_epu32(a, b); }
+static inline vu u_high(vu a) { return _mm512_srli_epi64(a, 32); }
+static inline vu u_xor(vu a, vu b) { return _mm512_xor_si512(a, b); }
+static inline vu u_join(vu even, vu odd) {
+    return _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
+}
+static inline vf v_top24(vu a) { return _mm512_cvtepi32_ps(_mm512_srli_epi32(a, 8)); }
+
 /* The sums of four vectors' lanes. */
 static inline void v_sum4(vf a, vf b, vf c, vf d, float *to) {
     vf ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));

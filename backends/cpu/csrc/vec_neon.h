@@ -28,6 +28,24 @@ static inline vf v_scale2(vf a, vf n) {
     return vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
 }
 
+typedef uint32x4_t vu;
+
+static inline vu u_load(const uint32_t *p) { return vld1q_u32(p); }
+static inline vu u_set1(uint32_t a) { return vdupq_n_u32(a); }
+static inline vu u_multiply(vu a, vu b) {
+    const uint32x2_t x = vmovn_u64(vreinterpretq_u64_u32(a)), y = vmovn_u64(vreinterpretq_u64_u32(b));
+    return vreinterpretq_u32_u64(vmull_u32(x, y));
+}
+static inline vu u_high(vu a) {
+    return vreinterpretq_u32_u64(vshrq_n_u64(vreinterpretq_u64_u32(a), 32));
+}
+static inline vu u_xor(vu a, vu b) { return veorq_u32(a, b); }
+static inline vu u_join(vu even, vu odd) {
+    return vreinterpretq_u32_u64(
+        vsliq_n_u64(vreinterpretq_u64_u32(even), vreinterpretq_u64_u32(odd), 32));
+}
+static inline vf v_top24(vu a) { return vcvtq_f32_u32(vshrq_n_u32(a, 8)); }
+
 /* The sums of four vectors' lanes. */
 static inline void v_sum4(vf a, vf b, vf c, vf d, float *to) {
     vst1q_f32(to, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));

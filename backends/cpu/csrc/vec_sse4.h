@@ -31,6 +31,18 @@ static inline vf v_scale2(vf a, vf n) {
     return _mm_mul_ps(a, _mm_castsi128_ps(_mm_slli_epi32(exponent, 23)));
 }
 
+typedef __m128i vu;
+
+static inline vu u_load(const uint32_t *p) { return _mm_loadu_si128((const __m128i *)p); }
+static inline vu u_set1(uint32_t a) { return _mm_set1_epi32((int)a); }
+static inline vu u_multiply(vu a, vu b) { return _mm_mul_epu32(a, b); }
+static inline vu u_high(vu a) { return _mm_srli_epi64(a, 32); }
+static inline vu u_xor(vu a, vu b) { return _mm_xor_si128(a, b); }
+static inline vu u_join(vu even, vu odd) {
+    return _mm_blend_epi16(even, _mm_slli_epi64(odd, 32), 0xCC);
+}
+static inline vf v_top24(vu a) { return _mm_cvtepi32_ps(_mm_srli_epi32(a, 8)); }
+
 /* The sums of four vectors' lanes. */
 static inline void v_sum4(vf a, vf b, vf c, vf d, float *to) {
     _mm_storeu_ps(to, _mm_hadd_ps(_mm_hadd_ps(a, b), _mm_hadd_ps(c, d)));

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from portattn.arguments import Options
+from portattn.backends.common.philox import keep_scale
 from portattn.backends.cpu.compiled_prefill import (
     prefill_backward,
     prefill_forward,
@@ -167,6 +168,21 @@ def test_backward_leaves_nan_to_the_torch_path(
     tensor = given[0] if name == "grad_out" else getattr(t, name)
     tensor[1, -1, -1, -1] = float("inf")
     assert _backward(variant, t, o, given) is None
+
+
+@every
+@pytest.mark.parametrize("dropout_p", [2.0**-24, 0.1, 0.999999])
+def test_dropout_drops_what_the_definition_does(
+    variant: str, dtype: torch.dtype, dropout_p: float
+) -> None:
+    """Equal weights over values of one each: an output's elements are its row's kept weights."""
+    q, k = torch.zeros(2, 70, 6, 16, dtype=dtype), torch.zeros(2, 130, 2, 16, dtype=dtype)
+    v = torch.eye(130, dtype=dtype)[None, :, None].expand(2, 130, 2, 130)
+    state = torch.randint(-(2**62), 2**62, (2,))
+    t = AttentionTensors(q, k, v, rng_state=state)
+    got = _forward(variant, t, Options(1.0, dropout_p=dropout_p))["out"].transpose(1, 2) != 0
+    heads = torch.arange(12).view(2, 6)
+    assert torch.equal(got, keep_scale(state, dropout_p, heads, range(70), range(130)) != 0)
 
 
 def test_what_the_tiles_leave_to_torch_has_a_reason(generator: torch.Generator) -> None:
