@@ -194,6 +194,41 @@ DEFECTS = (
         "v_store(s + at, value);",
         _TILES + " or test_tiles and scale",
     ),
+    Defect(
+        "tiles: a round of Philox less",
+        "scores.h",
+        "round = 2; round < 9; round++",
+        "round = 2; round < 8; round++",
+        _TILES,
+    ),
+    Defect(
+        "tiles: odd lanes keep what even ones do",
+        "scores.h",
+        "u_join(even, odd)",
+        "u_join(even, even)",
+        _TILES,
+    ),
+    Defect(
+        "tiles: the bias's gradient is that of the product",
+        "backward.h",
+        "v_select_lt(p, smallest, zero, ds)",
+        "v_select_lt(p, smallest, zero, du)",
+        f"test_tiles and {ISA} and bias",
+    ),
+    Defect(
+        "tiles: the bias's gradient at the tile's first key",
+        "backward.h",
+        "(first_key + from) * step;",
+        "first_key * step;",
+        f"test_tiles and {ISA} and bias",
+    ),
+    Defect(
+        "tiles: the sink's gradient without that of lse",
+        "backward.h",
+        "(a->grad_lse ? a->grad_lse[at] : 0);",
+        "0.0;",
+        f"test_tiles and {ISA} and (sinks or everything or varlen)",
+    ),
 )
 
 

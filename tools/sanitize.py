@@ -26,7 +26,8 @@ THREAD = ("-fsanitize=thread",)
 # Every layout, feature and dtype on every instruction set; the tiles on whole and ragged cases.
 CASES = (
     "test_decode and (values or propagates or further) or "
-    "test_tiles and (forward or backward) and (window or everything or varlen or pages)"
+    "test_tiles and (forward or backward) and (window or everything or varlen or pages or bias) "
+    "or test_plan"
 )
 
 # The library of the folder in the first argument takes the place of the package's own.

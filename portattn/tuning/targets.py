@@ -49,11 +49,17 @@ class _Shape:
     head_dims: tuple[int, ...] = (128, 64)
 
 
-# On a CPU a problem takes milliseconds; caches of 8192 keys are past most second-level caches.
+# On a CPU a problem takes milliseconds; caches of 8192 keys are past most second-level caches. What
+# a call costs beside its work decides short ones: they are classes of their own, so that measured
+# times say from which length on another backend is faster.
+_FEW_ROWS, _SHORT_KEYS = {"seqlen_q": {"max": 16}}, {"seqlen_k": {"max": 1024}}
 _CPU = (
     _Shape("decode", 1, 1, 8192, 8, 2, {}),
-    _Shape("forward", 1, 1024, 1024, 4, 2, {"seqlen_q": {"min": 17}}),
+    _Shape("forward", 1, 1024, 1024, 4, 2, {"seqlen_q": {"min": 257}}),
     _Shape("backward", 1, 512, 512, 4, 2, {}),
+    _Shape("forward", 1, 1, 8192, 8, 2, {**_FEW_ROWS, "seqlen_k": {"min": 1025}}, causal=False),
+    _Shape("forward", 1, 1, 256, 8, 2, {**_FEW_ROWS, **_SHORT_KEYS}, causal=False),
+    _Shape("forward", 1, 128, 128, 4, 2, {"seqlen_q": {"min": 17, "max": 256}}),
 )
 # On an accelerator a problem must fill every multiprocessor.
 _STEP = {"seqlen_q": 1, "gqa": {"max": 16}}
