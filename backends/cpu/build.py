@@ -90,6 +90,7 @@ _X86 = (
     _Unit("decode.c", "avx2", _AVX2),
     _Unit("decode.c", "avx512", _AVX512),
     _Unit("decode.c", "avx512_bf16", _BF16),
+    _Unit("decode.c", "amx", _AMX),
     _Unit("tiles.c", "sse4", ("-msse4.2",)),
     _Unit("tiles.c", "avx2", _AVX2),
     _Unit("tiles.c", "avx512", _AVX512),

@@ -49,6 +49,10 @@ typedef struct {
     float *q, *p;
     uint16_t *q_bits;
     const char **at; /* [2 count]: rows of k, then of v */
+#ifdef PA_AMX
+    uint16_t *pairs; /* tiles of queries */
+    uint16_t *split; /* tiles of weights */
+#endif
     char *packed; /* [KEYS][wide] */
 } chunk;
 
@@ -70,6 +74,11 @@ static int64_t lay_out(const pa_forward_args *f, int64_t rows, char *scratch, ch
     c->q_bits = (uint16_t *)at, at += round_up(rows * c->wide_k * 2, 64);
     c->packed = at, at += KEYS * widest(f) * 4;
     c->at = (const char **)at, at += 2 * f->block_n * (int64_t)sizeof(char *);
+#ifdef PA_AMX
+    at = (char *)0 + round_up(at - (char *)0, 64);
+    c->pairs = (uint16_t *)at, at += round_up(rows, 16) * c->wide_k * 2;
+    c->split = (uint16_t *)at, at += c->stride * 32;
+#endif
     return at - scratch;
 }
 
@@ -406,6 +415,10 @@ static ALWAYS_INLINE void run(const chunk *c, const int dtype, const pa_partial 
     if (hidden && !all_finite(c, to->acc)) add_visible(c, to->acc);
 }
 
+#ifdef PA_AMX
+#include "decode_amx.h"
+#endif
+
 static __attribute__((noinline)) void run_f32(const chunk *c, const pa_partial *to) {
     run(c, PA_F32, to);
 }
@@ -438,6 +451,14 @@ static void unit(const pa_forward_args *f, int64_t b, int64_t kv_head, int64_t f
     const unsigned mode = flush_start();
     find_keys(&c);
     load_queries(&c);
+#ifdef PA_AMX
+    /* With fewer rows memory is slower than products, and plain loads hide more of its time. */
+    if (c.dots && rows > 4) {
+        run_amx(&c, to);
+        flush_stop(mode);
+        return;
+    }
+#endif
     if (f->kv_dtype == PA_F32) run_f32(&c, to);
     if (f->kv_dtype == PA_BF16) run_bf16(&c, to);
     if (f->kv_dtype == PA_F16) run_f16(&c, to);

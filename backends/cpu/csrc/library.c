@@ -27,7 +27,8 @@ typedef struct {
 
 #if defined(__x86_64__)
 
-extern const pa_decoder pa_decoder_sse4, pa_decoder_avx2, pa_decoder_avx512, pa_decoder_avx512_bf16;
+extern const pa_decoder pa_decoder_sse4, pa_decoder_avx2, pa_decoder_avx512, pa_decoder_avx512_bf16,
+    pa_decoder_amx;
 extern const pa_tiles pa_tiles_sse4, pa_tiles_avx2, pa_tiles_avx512, pa_tiles_amx;
 
 static int has_sse4(void) { return __builtin_cpu_supports("sse4.2"); }
@@ -71,7 +72,7 @@ static const variant variants[] = {
     {"avx2", has_avx2, &pa_decoder_avx2, &pa_tiles_avx2, &pa_tiles_avx2},
     {"avx512", has_avx512, &pa_decoder_avx512, &pa_tiles_avx512, &pa_tiles_avx512},
     {"avx512_bf16", has_avx512_bf16, &pa_decoder_avx512_bf16, &pa_tiles_avx512, &pa_tiles_avx512},
-    {"amx", has_amx, &pa_decoder_avx512_bf16, &pa_tiles_avx512, &pa_tiles_amx},
+    {"amx", has_amx, &pa_decoder_amx, &pa_tiles_avx512, &pa_tiles_amx},
 };
 
 #else

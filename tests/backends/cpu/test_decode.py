@@ -18,8 +18,7 @@ from tests.conformance.budget import check, expected, problem_of
 from tests.conformance.cases import CASES, Case, build, cached, dense
 from tests.conformance.test_backends import _poisoned as poisoned
 
-# The decode kernel of "amx" is that of "avx512_bf16".
-VARIANTS = [name for name in variants() if name != "amx"]
+VARIANTS = variants()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # Several chunks; groups that fill no tile of rows; head dims that fill no vectors.
