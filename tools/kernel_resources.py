@@ -48,6 +48,8 @@ CHIPS = {
     "sm_120a": (120, 99 * 1024),
 }
 CAUSAL = {"causal": True, "window": (-1, 0)}
+INT8 = {"kv_dtype": torch.int8, "kv_scale": True}
+FLOAT8 = {"kv_dtype": torch.float8_e4m3fn, "kv_scale": True}
 # name, operation, head dims, what else the problem has
 VARIANTS: tuple[tuple[str, Operation, int, int, dict[str, Any]], ...] = (
     ("forward D64", "forward", 64, 64, {}),
@@ -58,6 +60,8 @@ VARIANTS: tuple[tuple[str, Operation, int, int, dict[str, Any]], ...] = (
     ("backward D64 causal", "backward", 64, 64, CAUSAL),
     ("backward D128 causal", "backward", 128, 128, CAUSAL),
     ("decode D128 32/8", "decode", 128, 128, {"heads": 32, "kv_heads": 8}),
+    ("decode D128 32/8 int8", "decode", 128, 128, {"heads": 32, "kv_heads": 8, **INT8}),
+    ("decode D128 32/8 float8", "decode", 128, 128, {"heads": 32, "kv_heads": 8, **FLOAT8}),
     ("decode D576/512", "decode", 576, 512, {"heads": 16, "kv_heads": 1}),
 )
 
@@ -141,14 +145,20 @@ def _call(operation: Operation, head_dim: int, head_dim_v: int, more: dict[str, 
         softmax_scale=head_dim**-0.5,
     )
 
-    def empty(length: int, heads: int, dim: int) -> torch.Tensor:
-        return torch.empty(2, length, heads, dim, dtype=torch.bfloat16)
+    stored = problem.kv_dtype or problem.dtype
+
+    def empty(
+        length: int, heads: int, dim: int, dtype: torch.dtype = problem.dtype
+    ) -> torch.Tensor:
+        return torch.empty(2, length, heads, dim, dtype=dtype)
 
     tensors = AttentionTensors(
         empty(queries, heads, head_dim),
-        empty(keys, kv_heads, head_dim),
-        empty(keys, kv_heads, head_dim_v),
+        empty(keys, kv_heads, head_dim, stored),
+        empty(keys, kv_heads, head_dim_v, stored),
     )
+    if problem.kv_scale:
+        tensors.k_scale = tensors.v_scale = torch.empty(2, kv_heads)
     backend = TritonBackend()
     if operation == "decode":
         tensors.seqused_k = torch.zeros(2, dtype=torch.int32)

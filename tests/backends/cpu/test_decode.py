@@ -49,7 +49,9 @@ LARGE = (
 FITTING = [
     case
     for case in (*CASES, *LARGE)
-    if not case.dropout_p and all(queries <= 16 for queries, _ in case.lengths)
+    if not case.dropout_p
+    and case.stored != "float8_e4m3fn"
+    and all(queries <= 16 for queries, _ in case.lengths)
 ]
 
 pytestmark = pytest.mark.skipif(
@@ -93,8 +95,9 @@ def test_values(
     want = expected(t, o)
     for block_n in (16, 512):
         check(_decode(library(variant), t, o, block_n), want, dtype, f"{case.name}, {block_n}")
-    hidden = replace(t, k=poisoned(t, o, t.k), v=poisoned(t, o, t.v))
-    check(_decode(library(variant), hidden, o), want, dtype, f"{case.name}, poisoned")
+    if t.k.dtype != torch.int8:  # which can't hold NaN
+        hidden = replace(t, k=poisoned(t, o, t.k), v=poisoned(t, o, t.v))
+        check(_decode(library(variant), hidden, o), want, dtype, f"{case.name}, poisoned")
 
 
 @every
