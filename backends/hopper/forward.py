@@ -32,6 +32,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -41,9 +43,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from portattn.backends.hopper import gluon_api
+from portattn.backends.hopper import gluon_api, tiles
 from portattn.backends.hopper.primitives import (
     LN2,
+    Extents,
+    Rows,
+    Schedule,
+    Terms,
+    Vector,
     hide,
     key_span,
     query_span,
@@ -52,6 +59,8 @@ from portattn.backends.hopper.primitives import (
     tile_of,
     visited,
 )
+from portattn.dispatch.backend import AttentionTensors, Config
+from portattn.dispatch.problem import AttentionProblem
 
 load = gluon_api.load
 store = gluon_api.store
@@ -486,7 +495,7 @@ def forward_kernel(
                 (produce, (work, SIZE)),
             ],
             [4, 4, 1],
-            [CONSUMER_REGISTERS, CONSUMER_REGISTERS, 24],
+            [CONSUMER_REGISTERS, CONSUMER_REGISTERS, 32],
         )
 
 
@@ -504,3 +513,56 @@ def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
     for i in gl.static_range(COUNT):
         mbarrier.init(made.index(i), count=ARRIVALS)
     return made
+
+
+def forward(
+    tensors: AttentionTensors, problem: AttentionProblem, config: Config
+) -> tuple[Tensor, Tensor]:
+    """out and lse of dense or varlen layouts; see AttentionTensors for shapes."""
+    q, k, v = tensors.q, tensors.k, tensors.v
+    out = q.new_empty((*q.shape[:-1], problem.head_dim_v))
+    lse = q.new_empty((*q.shape[:-3], q.shape[-2], q.shape[-3]), dtype=torch.float32)
+    tile = tiles.forward(problem, config)
+    d0, d1 = tiles.halves(problem.head_dim)
+    dv0, dv1 = tiles.halves(problem.head_dim_v)
+    row_tiles = tiles.cdiv(problem.seqlen_q, 64 * tile.warpgroups)
+    count = row_tiles * problem.heads * problem.batch
+    size = Sizes(
+        problem.heads // problem.kv_heads, d0, d1, dv0, dv1, problem.head_dim_v,
+        tile.warpgroups, tile.block_n, tile.stages, bool(tile.turns), bool(tile.own_out),
+        not problem.softcap and problem.softmax_scale > 0,
+    )  # fmt: skip
+    left, right = problem.window
+    at, consumer = tiles.REGISTERS[tile.warpgroups]
+    programs = min(count, 132) if tile.persistent else count
+    batched = (lambda t: t if t.dim() == 4 else t[None])
+    forward_kernel[(programs,)](
+        *descriptors(batched(q), 64, d0, d1), *descriptors(batched(k), tile.block_n, d0, d1),
+        *descriptors(batched(v), tile.block_n, dv0, dv1), *descriptors(batched(out), 64, dv0, dv1),
+        Rows(out, *(out.stride()[:3] if out.dim() == 4 else (0, *out.stride()[:2]))),
+        Vector(lse, *((lse.stride(0), lse.stride(1), 1) if lse.dim() == 3 else (0, lse.stride(0), 1))),
+        Extents(problem.seqlen_q, problem.seqlen_k, tensors.cu_seqlens_q, tensors.cu_seqlens_k),
+        Terms(float(problem.softmax_scale), problem.softcap or None,
+              left if left >= 0 else None, right if right >= 0 else None),
+        Schedule(problem.batch, problem.heads, row_tiles, tile.section or None),
+        q.shape[0] if q.dim() == 3 else 0,
+        size, consumer, num_warps=4, maxnreg=at,
+    )  # fmt: skip
+    return out, lse
+
+
+def descriptors(t: Tensor, rows: int, d0: int, d1: int) -> tuple[Any, Any]:
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    b, s, h, d = t.shape
+    dtype = gl.bfloat16 if t.dtype == torch.bfloat16 else gl.float16
+
+    def one(width: int) -> Any:
+        if not width:
+            return None
+        block = [1, 1, rows, width]
+        layout = gl.NVMMASharedLayout.get_default_for(block, dtype)
+        strides = [t.stride(0), t.stride(2), t.stride(1), 1]
+        return TensorDescriptor(t, [b, h, s, d], strides, block, layout)
+
+    return one(d0), one(d1)

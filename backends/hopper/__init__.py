@@ -1,0 +1,1 @@
+"""Gluon kernels for Hopper: TMA, wgmma and a partition for each consumer warpgroup."""

@@ -1,0 +1,85 @@
+"""Tile sizes where no profile rule names them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from portattn.dispatch.backend import Config
+from portattn.dispatch.problem import AttentionProblem
+
+# Legal values of each kernel's parameters; profiles are checked against them.
+# warpgroups: of 64 rows each. turns: warpgroups take turns at the tensor cores. persistent: one
+# program a multiprocessor, or one a tile. section: heads worked on side by side, longest tiles
+# first; 0 is one head after the other. own_out: memory of its own for the output.
+KERNELS = {
+    "forward": {
+        "warpgroups": (1, 2, 3),
+        "block_n": (32, 64, 128),
+        "stages": (1, 2, 3, 4, 5, 6),
+        "turns": (0, 1),
+        "persistent": (0, 1),
+        "section": (0, 1, 2, 4, 8, 16, 32, 64),
+        "own_out": (0, 1),
+    },
+}
+
+# Bytes of shared memory that a block may have.
+SHARED = 227 * 1024
+# Registers of a thread at the launch and, after the copying warps gave theirs up, of a consumer's.
+REGISTERS = {1: (232, 240), 2: (168, 240), 3: (128, 160)}
+
+
+class Tile(NamedTuple):
+    """See KERNELS."""
+
+    warpgroups: int
+    block_n: int
+    stages: int
+    turns: int
+    persistent: int
+    section: int
+    own_out: int
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def halves(dim: int) -> tuple[int, int]:
+    """(a, b), powers of two from 16 up (b may be 0) with a + b >= dim and little to spare."""
+    if dim <= 16:
+        return 16, 0
+    a = 1 << (dim.bit_length() - 1)
+    if a == dim:
+        return a, 0
+    b = max(16, 1 << (dim - a - 1).bit_length())
+    return (2 * a, 0) if b >= a else (a, b)
+
+
+def shared_bytes(problem: AttentionProblem, tile: Tile) -> int:
+    """Shared memory of the forward's tiles; barriers come on top."""
+    d, dv = sum(halves(problem.head_dim)), sum(halves(problem.head_dim_v))
+    rows = 64 * tile.warpgroups * (d + (dv if tile.own_out else 0))
+    return 2 * (rows + tile.stages * tile.block_n * (d + dv))
+
+
+def forward(problem: AttentionProblem, config: Config) -> Tile:
+    """The profile's tile, completed; as many stages as fit where it names none."""
+    wide = max(sum(halves(problem.head_dim)), sum(halves(problem.head_dim_v)))
+    masked = problem.window != (-1, -1)
+    tile = Tile(
+        warpgroups=2,
+        block_n=64 if wide > 192 else 128,
+        stages=2,
+        turns=1,
+        persistent=0 if masked else 1,
+        section=8 if masked else 0,
+        own_out=1,
+    )
+    if problem.seqlen_q <= 64:
+        tile = tile._replace(warpgroups=1)
+    tile = tile._replace(**config)
+    if "own_out" not in config and shared_bytes(problem, tile) > SHARED - 1024:
+        tile = tile._replace(own_out=0)
+    return tile
