@@ -71,6 +71,7 @@ class AttentionProblem:
     leftpad: bool = False
     kv_scale: bool = False  # keys and values are stored numbers times scales
     unit_stride: bool = True  # the last dimension of q, k and v is contiguous
+    aligned: bool = True  # q, k and v begin and step at multiples of 16 bytes, and step on
     full_size_mask: bool = True  # bias and mask, where given, have both Sq and Sk dimensions
     total_q: int | None = None  # query rows of all sequences, "varlen" only
     total_k: int | None = None

@@ -34,6 +34,12 @@ ENTRIES = (
         "portable Triton kernels with every feature, for GPUs from Ampere on",
     ),
     Entry(
+        "hopper",
+        "portattn.backends.hopper",
+        "HopperBackend",
+        "Gluon kernels with TMA and wgmma, for H100 and H200",
+    ),
+    Entry(
         "cpu",
         "portattn.backends.cpu",
         "CpuBackend",

@@ -118,9 +118,21 @@ def describe(
         leftpad=tensors.leftpad_k is not None,
         kv_scale=tensors.k_scale is not None,
         unit_stride=all(t.stride(-1) == 1 or t.shape[-1] == 1 for t in (q, k, v)),
+        aligned=all(_aligned(t) for t in (q, k, v)),
         full_size_mask=_full_size(tensors, seqlen_q, seqlen_k),
         total_q=q.shape[0] if varlen else None,
         total_k=k.shape[0] if varlen and not paged else None,
+    )
+
+
+def _aligned(tensor: Tensor) -> bool:
+    """Whether it begins, and its rows, heads and sequences follow each other, at multiples of 16
+    bytes; memory itself is taken to begin at one.
+    """
+    step = max(1, 16 // tensor.element_size())
+    strides = zip(tensor.shape[:-1], tensor.stride(), strict=False)
+    return tensor.storage_offset() % step == 0 and all(
+        size == 1 or (stride > 0 and stride % step == 0) for size, stride in strides
     )
 
 

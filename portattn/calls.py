@@ -105,6 +105,10 @@ def _layout(q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, ...]:
         v.stride(),
         v.dtype,
         v.device,
+        # What decides whether they are aligned, beside their strides.
+        q.storage_offset() % 16,
+        k.storage_offset() % 16,
+        v.storage_offset() % 16,
     )
 
 

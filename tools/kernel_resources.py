@@ -1,14 +1,14 @@
-"""Compile the Triton kernels for chips that aren't here, and compare what they use with a table.
+"""Compile the Triton and Gluon kernels for chips that aren't here, and compare with a table.
 
     python tools/kernel_resources.py            compare
     python tools/kernel_resources.py --write    write the table
     python tools/kernel_resources.py --only sm_90a --only decode
 
-The table is benchmarks/results/triton-resources.json. A row is one kernel of one call of the
+The table is benchmarks/results/triton-resources.json. A row is one kernel of one call of a
 backend, with the tiles that it takes on that chip, its arguments specialised as a launch would
 specialise them. `spills` counts the instructions that move registers to or from local memory in the
 kernel's main loop, which is the shortest one with matrix products: the others are for tiles at an
-edge, or with a NaN.
+edge, or with a NaN. With another Triton than the table's it only shows that everything compiles.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from portattn.backends.triton import TritonBackend, launch
-from portattn.backends.triton.arguments import OPERANDS
-from portattn.dispatch.backend import AttentionTensors
+from portattn.backends.common import launch
+from portattn.backends.common.launch import OPERANDS
+from portattn.dispatch import registry
+from portattn.dispatch.backend import AttentionTensors, Backend
 from portattn.dispatch.device import Device
 from portattn.dispatch.problem import AttentionProblem, Operation
 
@@ -50,8 +51,11 @@ CHIPS = {
 CAUSAL = {"causal": True, "window": (-1, 0)}
 INT8 = {"kv_dtype": torch.int8, "kv_scale": True}
 FLOAT8 = {"kv_dtype": torch.float8_e4m3fn, "kv_scale": True}
-# name, operation, head dims, what else the problem has
-VARIANTS: tuple[tuple[str, Operation, int, int, dict[str, Any]], ...] = (
+WINDOW = {"window": (256, 0), "softcap": 30.0}
+PACKED = {"layout": "varlen", **CAUSAL}
+Variant = tuple[str, Operation, int, int, dict[str, Any]]
+# name, operation, head dims, what else the problem has; "config" holds a tile that profiles choose
+VARIANTS: tuple[Variant, ...] = (
     ("forward D64", "forward", 64, 64, {}),
     ("forward D128", "forward", 128, 128, {}),
     ("forward D128 causal", "forward", 128, 128, CAUSAL),
@@ -63,6 +67,20 @@ VARIANTS: tuple[tuple[str, Operation, int, int, dict[str, Any]], ...] = (
     ("decode D128 32/8 int8", "decode", 128, 128, {"heads": 32, "kv_heads": 8, **INT8}),
     ("decode D128 32/8 float8", "decode", 128, 128, {"heads": 32, "kv_heads": 8, **FLOAT8}),
     ("decode D576/512", "decode", 576, 512, {"heads": 16, "kv_heads": 1}),
+)
+THREE = {"warpgroups": 3, "turns": 1}
+HOPPER_VARIANTS: tuple[Variant, ...] = (
+    ("hopper forward D64", "forward", 64, 64, {}),
+    ("hopper forward D64, 3 warpgroups", "forward", 64, 64, {"config": THREE}),
+    ("hopper forward D64 causal", "forward", 64, 64, CAUSAL),
+    ("hopper forward D96 causal", "forward", 96, 96, CAUSAL),
+    ("hopper forward D128", "forward", 128, 128, {}),
+    ("hopper forward D128 causal", "forward", 128, 128, CAUSAL),
+    ("hopper forward D128 packed", "forward", 128, 128, PACKED),
+    ("hopper forward D128 window", "forward", 128, 128, WINDOW),
+    ("hopper forward D192/128 causal", "forward", 192, 128, CAUSAL),
+    ("hopper forward D256", "forward", 256, 256, {}),
+    ("hopper forward D256 causal", "forward", 256, 256, CAUSAL),
 )
 
 
@@ -85,20 +103,17 @@ class CompileOnly:
 def rows(only: list[str]) -> dict[str, dict[str, int]]:
     """What each kernel uses, by "family, variant, kernel"; `only` selects by parts of the name."""
     found = {}
-    for family in CHIPS:
-        for name, operation, head_dim, head_dim_v, more in VARIANTS:
-            label = f"{family}, {name}"
-            if not only or any(part in label for part in only):
-                for kernel, used in compile_call(
-                    family, operation, head_dim, head_dim_v, more
-                ).items():
-                    found[f"{label}, {kernel}"] = used
+    calls = [("triton", family, variant) for family in CHIPS for variant in VARIANTS]
+    calls += [("hopper", "sm_90a", variant) for variant in HOPPER_VARIANTS]
+    for backend, family, variant in calls:
+        label = f"{family}, {variant[0]}"
+        if not only or any(part in label for part in only):
+            for kernel, used in compile_call(backend, family, variant).items():
+                found[f"{label}, {kernel}"] = used
     return found
 
 
-def compile_call(
-    family: str, operation: Operation, head_dim: int, head_dim_v: int, more: dict[str, Any]
-) -> dict[str, dict[str, int]]:
+def compile_call(backend: str, family: str, variant: Variant) -> dict[str, dict[str, int]]:
     """Every kernel that one call launches, compiled for a family."""
     capability, shared = CHIPS[family]
     driver.set_active(CompileOnly(capability))
@@ -108,10 +123,9 @@ def compile_call(
         planned = plan()
         values = [getattr(call.tensors, name) for name in OPERANDS]
         values += [*call.more, *written, torch.empty(1), torch.empty(1, dtype=torch.int32)]
-        options = {"num_warps": planned.tile.warps, "num_stages": planned.tile.stages}
         args = launch.filler(planned.args)(values)
         grid = (planned.programs, 1, 1)
-        made = kernel.warmup(*args, grid=grid, **planned.constants, **options)
+        made = kernel.warmup(*args, grid=grid, **planned.constants, **planned.options)
         used = usage(made.asm["cubin"])
         used["shared"] = made.metadata.shared
         if used["shared"] > shared:
@@ -124,33 +138,40 @@ def compile_call(
         patch.object(launch, "family", lambda tensor: family),
         patch.object(launch, "device", lambda tensor: device),
     ):
-        _call(operation, head_dim, head_dim_v, more)
+        _call(registry.load(backend), variant)
     return compiled
 
 
-def _call(operation: Operation, head_dim: int, head_dim_v: int, more: dict[str, Any]) -> None:
-    """One call of the backend over memory that is never read."""
-    heads, kv_heads = more.get("heads", 4), more.get("kv_heads", 4)
+def _call(backend: Backend, variant: Variant) -> None:
+    """One call of a backend over memory that is never read."""
+    _, operation, head_dim, head_dim_v, more = variant
+    config = more.get("config", {})
+    settings = {name: value for name, value in more.items() if name != "config"}
+    settings = {"layout": "dense", "heads": 4, "kv_heads": 4, **settings}
+    heads, kv_heads = settings["heads"], settings["kv_heads"]
     queries, keys = (1, 8192) if operation == "decode" else (1024, 1024)
+    if operation == "decode":
+        settings["layout"] = "cache"
     problem = AttentionProblem(
         operation,
-        "cache" if operation == "decode" else "dense",
-        torch.bfloat16,
-        2,
-        queries,
-        keys,
-        **{"heads": heads, "kv_heads": kv_heads, **more},
+        dtype=torch.bfloat16,
+        batch=2,
+        seqlen_q=queries,
+        seqlen_k=keys,
+        **settings,
         head_dim=head_dim,
         head_dim_v=head_dim_v,
         softmax_scale=head_dim**-0.5,
     )
+    packed = problem.layout == "varlen"
 
     stored = problem.kv_dtype or problem.dtype
 
     def empty(
         length: int, heads: int, dim: int, dtype: torch.dtype = problem.dtype
     ) -> torch.Tensor:
-        return torch.empty(2, length, heads, dim, dtype=dtype)
+        shape = (2 * length, heads, dim) if packed else (2, length, heads, dim)
+        return torch.empty(shape, dtype=dtype)
 
     tensors = AttentionTensors(
         empty(queries, heads, head_dim),
@@ -159,15 +180,17 @@ def _call(operation: Operation, head_dim: int, head_dim_v: int, more: dict[str, 
     )
     if problem.kv_scale:
         tensors.k_scale = tensors.v_scale = torch.empty(2, kv_heads)
-    backend = TritonBackend()
+    if packed:
+        tensors.cu_seqlens_q = tensors.cu_seqlens_k = torch.zeros(3, dtype=torch.int32)
     if operation == "decode":
         tensors.seqused_k = torch.zeros(2, dtype=torch.int32)
-        backend.decode(tensors, problem, {})
+        backend.decode(tensors, problem, config)
     elif operation == "forward":
-        backend.forward(tensors, problem, {})
+        backend.forward(tensors, problem, config)
     else:
         out, lse = empty(queries, heads, head_dim_v), torch.empty(2, heads, queries)
-        backend.backward(out, None, out, lse, tensors, problem, {})
+        lse = lse.transpose(0, 1).flatten(1) if packed else lse
+        backend.backward(out, None, out, lse, tensors, problem, config)
 
 
 def usage(cubin: bytes) -> dict[str, int]:
@@ -210,15 +233,16 @@ def main_loop_spills(code: str) -> int:
 def main() -> int:
     """Compare or write; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--write", action="store_true", help="write the table")
+    parser.add_argument("--write", action="store_true", help="write the table, or --only its rows")
     parser.add_argument("--only", action="append", default=[], help="part of a row's name")
     options = parser.parse_args()
     found = rows(options.only)
+    table = json.loads(TABLE.read_text())
     if options.write:
-        text = {"triton": triton.__version__, "kernels": found}
+        kept = table["kernels"] if options.only else {}
+        text = {"triton": triton.__version__, "kernels": {**kept, **found}}
         TABLE.write_text(json.dumps(text, indent=1) + "\n")
         return 0
-    table = json.loads(TABLE.read_text())
     if table["triton"] != triton.__version__:
         print(f"compiled; the table is for Triton {table['triton']}, not {triton.__version__}")
         return 0

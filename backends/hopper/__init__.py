@@ -1,1 +1,71 @@
 """Gluon kernels for Hopper: TMA, wgmma and a partition for each consumer warpgroup."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from portattn.backends.common.trial import try_out
+from portattn.backends.hopper import forward, tiles
+from portattn.dispatch.backend import AttentionTensors, Config, Gradients
+from portattn.dispatch.capability import Capability
+from portattn.dispatch.device import Device
+from portattn.dispatch.problem import AttentionProblem
+from portattn.errors import BackendUnavailableError
+
+
+class HopperBackend:
+    """Dense and packed attention in half precision on H100 and H200."""
+
+    name = "hopper"
+    capability = Capability(
+        devices=frozenset({"cuda"}),
+        families=frozenset({"sm_90a"}),
+        dtypes=frozenset({torch.float16, torch.bfloat16}),
+        operations={"forward": frozenset({"dense", "varlen"})},
+        features=frozenset({"causal", "window", "softcap", "gqa", "head_dim_v", "deterministic"}),
+        max_head_dim=256,
+        head_dim_multiple=8,
+        kernels=tiles.KERNELS,
+        promises=frozenset({"repeatable", "batch_invariant"}),
+    )
+
+    def reasons_against(self, problem: AttentionProblem, device: Device) -> list[str]:
+        reasons = self.capability.reasons_against(problem, device)
+        if not problem.aligned:
+            reasons.append("TMA copies need q, k and v to begin and step at multiples of 16 bytes")
+        return reasons
+
+    def tuning_reasons_against(
+        self, kernel: str, config: Config, problem: AttentionProblem, device: Device
+    ) -> list[str]:
+        return tiles.reasons_against(kernel, config, problem)
+
+    def describe(self, problem: AttentionProblem, device: Device) -> str:
+        return "Gluon " + problem.operation
+
+    def probe(self, device: Device) -> None:
+        """Small problems against the definition."""
+        try_out(self, device)
+
+    def forward(
+        self, tensors: AttentionTensors, problem: AttentionProblem, config: Config
+    ) -> tuple[Tensor, Tensor]:
+        return forward.forward(tensors, problem, config)
+
+    def decode(
+        self, tensors: AttentionTensors, problem: AttentionProblem, config: Config
+    ) -> tuple[Tensor, Tensor]:
+        raise BackendUnavailableError(self.name, "it has no decode")
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+        out: Tensor,
+        lse: Tensor,
+        tensors: AttentionTensors,
+        problem: AttentionProblem,
+        config: Config,
+    ) -> Gradients:
+        raise BackendUnavailableError(self.name, "it has no backward")

@@ -1,4 +1,5 @@
-"""Forward attention on Hopper (FlashAttention-3, arXiv 2407.08608): TMA, wgmma, warp specialisation.
+"""Forward attention on Hopper (FlashAttention-3, arXiv 2407.08608): copies and products by
+partitions of warps.
 
 Over tiles of keys, with scores x in base 2, running maximum m, sum l and unnormalised output o:
 
@@ -21,7 +22,7 @@ that one's softmax runs beside the others' products.
 | barrier | arrives | waits | count |
 | --- | --- | --- | --- |
 | q_full[w] | copy of Q's rows w | warpgroup w | 1 + bytes |
-| q_free[w] | warpgroup w, after its last S (after its output, where it shares Q's memory) | producer | 1 |
+| q_free[w] | warpgroup w, after its last S, or its output in Q's memory | producer | 1 |
 | k_full[s], v_full[s] | copy into stage s | every warpgroup | 1 + bytes |
 | k_free[s], v_free[s] | every warpgroup, after S or O of stage s | producer | W |
 | turn[w] | warpgroup w - 1 (once at the start: w = 0) | warpgroup w | 1 |
@@ -29,10 +30,10 @@ that one's softmax runs beside the others' products.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -43,14 +44,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from portattn.backends.hopper import gluon_api, tiles
+from portattn.backends.common import launch
+from portattn.backends.hopper import arguments, gluon_api, tiles
 from portattn.backends.hopper.primitives import (
     LN2,
-    Extents,
-    Rows,
     Schedule,
-    Terms,
-    Vector,
     hide,
     key_span,
     query_span,
@@ -308,7 +306,7 @@ def clear_rows(out, lse, first_row, total_q, heads, size: gl.constexpr):
             store_rows(out, h * 0, h, 0, rows, total_q, zero, 0, size.dv)
             if size.dv1 > 0:
                 store_rows(out, h * 0, h, 0, rows, total_q, zero, size.dv0, size.dv)
-            at = h.to(gl.int64) * lse.head + rows.to(gl.int64) * lse.row
+            at = (rows * 0 + h).to(gl.int64) * lse.head + rows.to(gl.int64) * lse.row
             gl.store(lse.ptr + at, none, mask=rows < total_q)
 
 
@@ -342,7 +340,7 @@ def consume(work, size: gl.constexpr, MINE: gl.constexpr):
     for index in range(gl.program_id(0), count, gl.num_programs(0)):
         b, h, tile = tile_of(schedule, index)
         q_batch, first_row, seqlen_q = query_span(extents, b)
-        k_batch, first_key, seqlen_k = key_span(extents, b)
+        _k_batch, _first_key, seqlen_k = key_span(extents, b)
         row = tile * BLOCK_M
         if row < seqlen_q:
             span = visited(terms, seqlen_q, seqlen_k, row, BLOCK_M, BLOCK_N)
@@ -373,7 +371,7 @@ def consume(work, size: gl.constexpr, MINE: gl.constexpr):
                 if (span.whole_hi < span.hi) | (span.whole_lo == span.hi):
                     key = (span.hi - 1) * BLOCK_N
                     x = hide(x, terms, rows, key, seqlen_q, seqlen_k, KEYS)
-                weights, alpha, l, m = softmax_step(x, factor, l, m)
+                weights, _alpha, l, m = softmax_step(x, factor, l, m)
                 p = gl.convert_layout(weights.to(DTYPE), P)
 
                 last = 1
@@ -437,7 +435,7 @@ def consume(work, size: gl.constexpr, MINE: gl.constexpr):
             clear_rows(out, lse, past, work.total_q, schedule.heads, size)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=("out", "lse", "extents", "terms", "schedule", "total_q"))
 def forward_kernel(
     q0, q1, k0, k1, v0, v1, out0, out1, out, lse, extents, terms, schedule, total_q,
     SIZE: gl.constexpr,
@@ -519,50 +517,49 @@ def forward(
     tensors: AttentionTensors, problem: AttentionProblem, config: Config
 ) -> tuple[Tensor, Tensor]:
     """out and lse of dense or varlen layouts; see AttentionTensors for shapes."""
-    q, k, v = tensors.q, tensors.k, tensors.v
+    q = tensors.q
     out = q.new_empty((*q.shape[:-1], problem.head_dim_v))
-    lse = q.new_empty((*q.shape[:-3], q.shape[-2], q.shape[-3]), dtype=torch.float32)
-    tile = tiles.forward(problem, config)
-    d0, d1 = tiles.halves(problem.head_dim)
-    dv0, dv1 = tiles.halves(problem.head_dim_v)
-    row_tiles = tiles.cdiv(problem.seqlen_q, 64 * tile.warpgroups)
-    count = row_tiles * problem.heads * problem.batch
-    size = Sizes(
-        problem.heads // problem.kv_heads, d0, d1, dv0, dv1, problem.head_dim_v,
-        tile.warpgroups, tile.block_n, tile.stages, bool(tile.turns), bool(tile.own_out),
-        not problem.softcap and problem.softmax_scale > 0,
-    )  # fmt: skip
-    left, right = problem.window
-    at, consumer = tiles.REGISTERS[tile.warpgroups]
-    programs = min(count, 132) if tile.persistent else count
-    batched = (lambda t: t if t.dim() == 4 else t[None])
-    forward_kernel[(programs,)](
-        *descriptors(batched(q), 64, d0, d1), *descriptors(batched(k), tile.block_n, d0, d1),
-        *descriptors(batched(v), tile.block_n, dv0, dv1), *descriptors(batched(out), 64, dv0, dv1),
-        Rows(out, *(out.stride()[:3] if out.dim() == 4 else (0, *out.stride()[:2]))),
-        Vector(lse, *((lse.stride(0), lse.stride(1), 1) if lse.dim() == 3 else (0, lse.stride(0), 1))),
-        Extents(problem.seqlen_q, problem.seqlen_k, tensors.cu_seqlens_q, tensors.cu_seqlens_k),
-        Terms(float(problem.softmax_scale), problem.softcap or None,
-              left if left >= 0 else None, right if right >= 0 else None),
-        Schedule(problem.batch, problem.heads, row_tiles, tile.section or None),
-        q.shape[0] if q.dim() == 3 else 0,
-        size, consumer, num_warps=4, maxnreg=at,
-    )  # fmt: skip
+    lse = launch.new_lse(q)
+    if not lse.numel():
+        return out, lse
+    if not tensors.k.numel():
+        # No descriptor can describe it.
+        return out.zero_(), lse.fill_(-math.inf)
+
+    def plan() -> launch.Plan:
+        tile = tiles.forward(problem, config)
+        parts, parts_v = tiles.halves(problem.head_dim), tiles.halves(problem.head_dim_v)
+        row_tiles = tiles.cdiv(problem.seqlen_q, 64 * tile.warpgroups)
+        count = row_tiles * problem.heads * problem.batch
+        args = (
+            *arguments.descriptors(launch.operand("q"), "q", q, 64, parts),
+            *arguments.descriptors(launch.operand("k"), "k", tensors.k, tile.block_n, parts),
+            *arguments.descriptors(launch.operand("v"), "v", tensors.v, tile.block_n, parts_v),
+            *arguments.descriptors(launch.further(0), "out", out, 64, parts_v),
+            arguments.rows(launch.further(0), out),
+            arguments.vector(launch.further(1), lse),
+            arguments.extents(tensors, problem),
+            arguments.terms(problem),
+            Schedule(problem.batch, problem.heads, row_tiles, tile.section or None),
+            q.shape[0] if q.dim() == 3 else 0,
+        )
+        size = Sizes(
+            problem.heads // problem.kv_heads,
+            *parts,
+            *parts_v,
+            problem.head_dim_v,
+            tile.warpgroups,
+            tile.block_n,
+            tile.stages,
+            bool(tile.turns),
+            bool(tile.own_out),
+            arguments.fused(problem),
+        )
+        registers = tiles.REGISTERS[tile.warpgroups]
+        programs = min(count, launch.device(q).cores) if tile.persistent else count
+        constants = {"SIZE": size, "CONSUMER_REGISTERS": registers.consumer}
+        options = {"num_warps": 4, "maxnreg": registers.launch}
+        return launch.Plan(programs, args, constants, options)
+
+    launch.run(forward_kernel, launch.Call(tensors, problem, config), (out, lse), plan)
     return out, lse
-
-
-def descriptors(t: Tensor, rows: int, d0: int, d1: int) -> tuple[Any, Any]:
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-    b, s, h, d = t.shape
-    dtype = gl.bfloat16 if t.dtype == torch.bfloat16 else gl.float16
-
-    def one(width: int) -> Any:
-        if not width:
-            return None
-        block = [1, 1, rows, width]
-        layout = gl.NVMMASharedLayout.get_default_for(block, dtype)
-        strides = [t.stride(0), t.stride(2), t.stride(1), 1]
-        return TensorDescriptor(t, [b, h, s, d], strides, block, layout)
-
-    return one(d0), one(d1)

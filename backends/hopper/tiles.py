@@ -25,8 +25,19 @@ KERNELS = {
 
 # Bytes of shared memory that a block may have.
 SHARED = 227 * 1024
-# Registers of a thread at the launch and, after the copying warps gave theirs up, of a consumer's.
-REGISTERS = {1: (232, 240), 2: (168, 240), 3: (128, 160)}
+# Of these, for barriers and for what the compiler shares between warps.
+BARRIERS = 1024
+
+
+class Registers(NamedTuple):
+    """Of a thread: at the launch, and of a consumer's once the copying warps gave theirs up."""
+
+    launch: int
+    consumer: int
+
+
+# By the number of consumer warpgroups: a multiprocessor has 65536.
+REGISTERS = {1: Registers(232, 240), 2: Registers(168, 240), 3: Registers(128, 160)}
 
 
 class Tile(NamedTuple):
@@ -80,6 +91,25 @@ def forward(problem: AttentionProblem, config: Config) -> Tile:
     if problem.seqlen_q <= 64:
         tile = tile._replace(warpgroups=1)
     tile = tile._replace(**config)
-    if "own_out" not in config and shared_bytes(problem, tile) > SHARED - 1024:
+    if "own_out" not in config and shared_bytes(problem, tile) > SHARED - BARRIERS:
         tile = tile._replace(own_out=0)
     return tile
+
+
+def reasons_against(kernel: str, config: Config, problem: AttentionProblem) -> list[str]:
+    """Why a configuration doesn't fit a multiprocessor; empty when it may."""
+    tile = forward(problem, config)
+    reasons = []
+    shared = shared_bytes(problem, tile)
+    if shared > SHARED - BARRIERS:
+        reasons.append(
+            f"needs {shared / 1024:.0f} KiB of shared memory, a block has {SHARED // 1024}"
+        )
+    # Scores, weights in half precision, and the output: 64 rows over 128 threads.
+    registers = (3 * tile.block_n // 2 + sum(halves(problem.head_dim_v))) // 2
+    if registers > REGISTERS[tile.warpgroups].consumer:
+        reasons.append(
+            f"needs at least {registers} registers a thread, {tile.warpgroups} warpgroups leave "
+            f"{REGISTERS[tile.warpgroups].consumer}"
+        )
+    return reasons

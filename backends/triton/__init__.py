@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from portattn.backends.common import definition
-from portattn.backends.triton import backward, decode, forward, launch, limits, tiles
+from portattn.backends.common import definition, launch
+from portattn.backends.triton import backward, decode, forward, limits, tiles
 from portattn.dispatch.backend import AttentionTensors, Config, Gradients
 from portattn.dispatch.capability import Capability
 from portattn.dispatch.device import Device

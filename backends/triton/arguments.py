@@ -1,44 +1,24 @@
 """From tensors and a problem to a kernel's arguments, with slots where the pointers go.
 
 The arguments of a launch depend on a call's shapes and strides, not on where its tensors lie. So
-they are written once with slots, and filled for each call.
+they are written once with slots (backends/common/launch.py), and filled for each call.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from portattn.backends.common.launch import Slot, operand
 from portattn.backends.triton.primitives import Extents, Matrix, Rows, Terms, Vector
 from portattn.dispatch.backend import AttentionTensors
 from portattn.dispatch.problem import AttentionProblem
 
 # A tile spans at most this many rows: beyond 2^31 / rows per stride, offsets need 64 bits.
 _TILE_ROWS = 256
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Stands for the index-th tensor of a launch."""
-
-    index: int
-
-
-OPERANDS = tuple(AttentionTensors.__dataclass_fields__)
-
-
-def operand(name: str) -> Slot:
-    """The slot of a tensor of the call, by its name in AttentionTensors."""
-    return Slot(OPERANDS.index(name))
-
-
-def further(index: int) -> Slot:
-    """The slot of the index-th tensor beyond the call's own."""
-    return Slot(len(OPERANDS) + index)
 
 
 def rows(slot: Slot, tensor: Tensor) -> Rows:

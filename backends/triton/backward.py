@@ -26,7 +26,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from portattn.backends.triton import arguments, bias_gradient, launch, tiles
+from portattn.backends.common import launch
+from portattn.backends.triton import arguments, bias_gradient, tiles
 from portattn.backends.triton.gradients import (
     GRAD_LSE,
     GRAD_OUT,
@@ -447,8 +448,8 @@ def _plan_rows(call: launch.Call, row_terms: Tensor) -> launch.Plan:
         arguments.vector(LSE, lse),
         None if grad_lse is None else arguments.vector(GRAD_LSE, grad_lse),
         arguments.vector(KNOWN, row_terms[..., 0]),
-        None if tensors.sinks is None else arguments.operand("sinks"),
-        None if tensors.cu_seqlens_q is None else arguments.operand("cu_seqlens_q"),
+        None if tensors.sinks is None else launch.operand("sinks"),
+        None if tensors.cu_seqlens_q is None else launch.operand("cu_seqlens_q"),
         problem.batch,
         problem.heads,
         lse.shape[-1],
@@ -460,7 +461,7 @@ def _plan_rows(call: launch.Call, row_terms: Tensor) -> launch.Plan:
         "BLOCK_M": _PREPARED.block_m,
     }
     sequences = 1 if tensors.cu_seqlens_q is not None else problem.batch
-    return launch.Plan(row_tiles * problem.heads * sequences, args, constants, _PREPARED)
+    return launch.Plan(row_tiles * problem.heads * sequences, args, constants, _PREPARED.options)
 
 
 def _plan_pass(
@@ -476,7 +477,7 @@ def _plan_pass(
     packed = call.tensors.cu_seqlens_q is not None
     args = (
         *given(call),
-        *(arguments.rows(arguments.further(5 + i), t) for i, t in enumerate(written)),
+        *(arguments.rows(launch.further(5 + i), t) for i, t in enumerate(written)),
         *known(call, row_terms),
         written[0].shape[0] if packed else 0,
         count,
@@ -489,4 +490,4 @@ def _plan_pass(
         "BLOCK_N": tile.block_n,
         **switches(call),
     }
-    return launch.Plan(count * heads * (problem.batch + packed), args, constants, tile)
+    return launch.Plan(count * heads * (problem.batch + packed), args, constants, tile.options)

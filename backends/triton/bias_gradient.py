@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from portattn.backends.triton import arguments, launch, tiles
+from portattn.backends.common import launch
+from portattn.backends.triton import arguments, tiles
 from portattn.backends.triton.gradients import (
     given,
     known,
@@ -145,7 +146,7 @@ def fill(dbias: Tensor, row_terms: Tensor, tile: tiles.Tile, call: launch.Call) 
     def plan() -> launch.Plan:
         args = (
             *given(call),
-            arguments.matrix(arguments.further(5), dbias, dbias.shape),
+            arguments.matrix(launch.further(5), dbias, dbias.shape),
             *known(call, row_terms),
             rows,
             keys,
@@ -163,6 +164,6 @@ def fill(dbias: Tensor, row_terms: Tensor, tile: tiles.Tile, call: launch.Call) 
             "BLOCK_N": tile.block_n,
             **{name: value for name, value in switches(call).items() if name != "FUSED"},
         }
-        return launch.Plan(batches * heads * row_tiles * key_tiles, args, constants, tile)
+        return launch.Plan(batches * heads * row_tiles * key_tiles, args, constants, tile.options)
 
     launch.run(dbias_kernel, call, (row_terms, dbias), plan)

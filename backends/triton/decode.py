@@ -24,7 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from portattn.backends.triton import arguments, launch, tiles
+from portattn.backends.common import launch
+from portattn.backends.triton import arguments, tiles
 from portattn.backends.triton.forward import attend, attend_one_by_one
 from portattn.backends.triton.primitives import (
     LN2,
@@ -403,13 +404,13 @@ def decode(
         widest = max(dims["DV0"], dims["DV1"])
         merged = size.warps * 32 * _MERGED_AT_ONCE // (rows * widest)
         args = (
-            arguments.rows(arguments.operand("q"), q),
-            arguments.rows(arguments.operand("k"), tensors.k),
-            arguments.rows(arguments.operand("v"), tensors.v),
-            arguments.rows(arguments.further(0), out),
-            arguments.vector(arguments.further(1), lse),
-            arguments.further(2),
-            arguments.further(3),
+            arguments.rows(launch.operand("q"), q),
+            arguments.rows(launch.operand("k"), tensors.k),
+            arguments.rows(launch.operand("v"), tensors.v),
+            arguments.rows(launch.further(0), out),
+            arguments.vector(launch.further(1), lse),
+            launch.further(2),
+            launch.further(3),
             arguments.extents(tensors, problem, size.block_n),
             arguments.terms(tensors, problem),
             problem.batch,
@@ -430,7 +431,7 @@ def decode(
             **arguments.switches(tensors, problem),
         }
         scratch = 2 * programs * rows * (dims["DV0"] + dims["DV1"] + 2)
-        return launch.Plan(programs, args, constants, size, scratch, 3 * programs)
+        return launch.Plan(programs, args, constants, size.options, scratch, 3 * programs)
 
     launch.run(decode_kernel, launch.Call(tensors, problem, config), (out, lse), plan)
     return out, lse

@@ -21,7 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from portattn.backends.triton import arguments, launch, tiles
+from portattn.backends.common import launch
+from portattn.backends.triton import arguments, tiles
 from portattn.backends.triton.primitives import (
     LN2,
     LOG2E,
@@ -250,11 +251,11 @@ def forward(
         size = tiles.forward(problem, launch.family(q), config)
         row_tiles = max(1, tiles.cdiv(problem.seqlen_q, size.block_m))
         args = (
-            arguments.rows(arguments.operand("q"), q),
-            arguments.rows(arguments.operand("k"), tensors.k),
-            arguments.rows(arguments.operand("v"), tensors.v),
-            arguments.rows(arguments.further(0), out),
-            arguments.vector(arguments.further(1), lse),
+            arguments.rows(launch.operand("q"), q),
+            arguments.rows(launch.operand("k"), tensors.k),
+            arguments.rows(launch.operand("v"), tensors.v),
+            arguments.rows(launch.further(0), out),
+            arguments.vector(launch.further(1), lse),
             arguments.extents(tensors, problem, size.block_n),
             arguments.terms(tensors, problem),
             problem.batch,
@@ -270,7 +271,7 @@ def forward(
             **arguments.switches(tensors, problem),
         }
         sequences = problem.batch + (tensors.cu_seqlens_q is not None)
-        return launch.Plan(row_tiles * problem.heads * sequences, args, constants, size)
+        return launch.Plan(row_tiles * problem.heads * sequences, args, constants, size.options)
 
     launch.run(forward_kernel, launch.Call(tensors, problem, config), (out, lse), plan)
     return out, lse

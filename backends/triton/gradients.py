@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from portattn.backends.triton import arguments, launch
+from portattn.backends.common import launch
+from portattn.backends.triton import arguments
 from portattn.backends.triton.primitives import (
     is_visible,
     kept,
@@ -25,7 +26,7 @@ from portattn.backends.triton.primitives import (
 ROW_TERMS = tl.constexpr(4)
 
 # The tensors of a launch beyond the call's own, before what it writes.
-GRAD_OUT, GRAD_LSE, OUT, LSE, KNOWN = (arguments.further(i) for i in range(5))
+GRAD_OUT, GRAD_LSE, OUT, LSE, KNOWN = (launch.further(i) for i in range(5))
 
 
 @triton.jit
@@ -183,9 +184,9 @@ def given(call: launch.Call) -> tuple[Any, ...]:
     assert grad_out is not None
     tensors = call.tensors
     return (
-        arguments.rows(arguments.operand("q"), tensors.q),
-        arguments.rows(arguments.operand("k"), tensors.k),
-        arguments.rows(arguments.operand("v"), tensors.v),
+        arguments.rows(launch.operand("q"), tensors.q),
+        arguments.rows(launch.operand("k"), tensors.k),
+        arguments.rows(launch.operand("v"), tensors.v),
         arguments.rows(GRAD_OUT, grad_out),
     )
 

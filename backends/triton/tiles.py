@@ -55,6 +55,11 @@ class Tile(NamedTuple):
     warps: int
     stages: int
 
+    @property
+    def options(self) -> dict[str, int]:
+        """Triton's options for a launch."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
 
 class DecodeTile(NamedTuple):
     """A Tile, and the programs for each of the device's multiprocessors."""
@@ -64,6 +69,11 @@ class DecodeTile(NamedTuple):
     warps: int
     stages: int
     programs: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Triton's options for a launch."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
 
 
 def forward(problem: AttentionProblem, family: str, config: Config) -> Tile:

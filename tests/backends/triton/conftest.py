@@ -9,7 +9,7 @@ import torch
 @pytest.fixture(scope="session")
 def on_cpu() -> torch.device:
     """The CPU, where the interpreter is on."""
-    launch = pytest.importorskip("portattn.backends.triton.launch")
+    launch = pytest.importorskip("portattn.backends.common.launch")
     if not launch.interpreted():
         pytest.skip("kernels are compiled here: the conformance suite runs them")
     return torch.device("cpu")

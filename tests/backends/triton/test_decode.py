@@ -21,7 +21,7 @@ from tests.conformance.budget import check, expected, problem_of
 from tests.conformance.cases import Case, build, cached
 
 decode = pytest.importorskip("portattn.backends.triton.decode")
-launch = pytest.importorskip("portattn.backends.triton.launch")
+launch = pytest.importorskip("portattn.backends.common.launch")
 tl = pytest.importorskip("triton.language")
 
 SMALLEST = {"block_n": 16, "programs": 1}

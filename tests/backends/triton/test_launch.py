@@ -11,7 +11,7 @@ import torch
 from portattn.dispatch.backend import AttentionTensors
 from portattn.dispatch.problem import AttentionProblem
 
-launch = pytest.importorskip("portattn.backends.triton.launch")
+launch = pytest.importorskip("portattn.backends.common.launch")
 arguments = pytest.importorskip("portattn.backends.triton.arguments")
 
 PROBLEM = AttentionProblem("forward", "dense", torch.float32, 1, 8, 8, 2, 2, 16, 16, 0.25)
@@ -43,12 +43,11 @@ def _launch(kernel: Recorder, tensors: AttentionTensors, config: dict[str, int])
     def plan() -> Any:
         planned.append(1)
         args = (
-            arguments.rows(arguments.operand("q"), tensors.q),
-            arguments.rows(arguments.operand("k"), tensors.k),
-            arguments.vector(arguments.further(0), tensors.q[..., 0]),
+            arguments.rows(launch.operand("q"), tensors.q),
+            arguments.rows(launch.operand("k"), tensors.k),
+            arguments.vector(launch.further(0), tensors.q[..., 0]),
         )
-        tile = SimpleNamespace(warps=4, stages=2)
-        return launch.Plan(3, args, {"SIZE": 16}, tile)
+        return launch.Plan(3, args, {"SIZE": 16}, {"num_warps": 4})
 
     launch.run(kernel, launch.Call(tensors, PROBLEM, config), (tensors.v,), plan)
     return len(planned)

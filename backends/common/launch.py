@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -11,12 +12,35 @@ import torch
 import triton
 from torch import Tensor
 
-from portattn.backends.triton.arguments import OPERANDS, Slot
 from portattn.dispatch import device as devices
 from portattn.dispatch.backend import AttentionTensors, Config
 from portattn.dispatch.problem import AttentionProblem
 
 log = logging.getLogger("portattn")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Stands for the index-th tensor of a launch."""
+
+    index: int
+
+    def of(self, values: Sequence[Any]) -> Any:
+        """What takes its place: a tensor, or a pointer once the kernel is compiled."""
+        return values[self.index]
+
+
+OPERANDS = tuple(AttentionTensors.__dataclass_fields__)
+
+
+def operand(name: str) -> Slot:
+    """The slot of a tensor of the call, by its name in AttentionTensors."""
+    return Slot(OPERANDS.index(name))
+
+
+def further(index: int) -> Slot:
+    """The slot of the index-th tensor beyond the call's own."""
+    return Slot(len(OPERANDS) + index)
 
 
 def interpreted() -> bool:
@@ -83,13 +107,14 @@ class Plan(NamedTuple):
     """A launch without its pointers.
 
     `args` hold slots for the call's tensors, for what is written, and then, if `scratch` is not 0,
-    for that many float32 words of scratch memory and `counters` int32 zeros.
+    for that many float32 words of scratch memory and `counters` int32 zeros. `options` are Triton's
+    for the launch, such as num_warps.
     """
 
     programs: int
     args: tuple[Any, ...]
     constants: dict[str, Any]
-    tile: Any
+    options: dict[str, int]
     scratch: int = 0
     counters: int = 0
 
@@ -147,8 +172,7 @@ class _Prepared:
         compiled = self.kernel[grid](
             *self.fill([_without_bool(value) for value in values]),
             **plan.constants,
-            num_warps=plan.tile.warps,
-            num_stages=plan.tile.stages,
+            **plan.options,
         )
         if aligned and compiled is not None:
             self.runner = compiled[grid]
@@ -188,8 +212,7 @@ def _key(kernel: Any, call: Call, values: Sequence[Tensor | None]) -> tuple[Any,
 def filler(template: Any) -> Callable[[Sequence[Any]], Any]:
     """A function that puts values into a template's slots, at any depth of its tuples."""
     if isinstance(template, Slot):
-        index = template.index
-        return lambda values: values[index]
+        return template.of
     parts = [
         (place, filler(part))
         for place, part in enumerate(template)
