@@ -68,13 +68,14 @@ VARIANTS: tuple[Variant, ...] = (
     ("decode D128 32/8 float8", "decode", 128, 128, {"heads": 32, "kv_heads": 8, **FLOAT8}),
     ("decode D576/512", "decode", 576, 512, {"heads": 16, "kv_heads": 1}),
 )
-THREE = {"warpgroups": 3, "turns": 1}
+PERSISTENT = {"persistent": 1, "own_out": 1}
 HOPPER_VARIANTS: tuple[Variant, ...] = (
     ("hopper forward D64", "forward", 64, 64, {}),
-    ("hopper forward D64, 3 warpgroups", "forward", 64, 64, {"config": THREE}),
+    ("hopper forward D64, 2 warpgroups", "forward", 64, 64, {"config": {"warpgroups": 2}}),
     ("hopper forward D64 causal", "forward", 64, 64, CAUSAL),
     ("hopper forward D96 causal", "forward", 96, 96, CAUSAL),
     ("hopper forward D128", "forward", 128, 128, {}),
+    ("hopper forward D128, persistent", "forward", 128, 128, {"config": PERSISTENT}),
     ("hopper forward D128 causal", "forward", 128, 128, CAUSAL),
     ("hopper forward D128 packed", "forward", 128, 128, PACKED),
     ("hopper forward D128 window", "forward", 128, 128, WINDOW),

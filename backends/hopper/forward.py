@@ -49,12 +49,15 @@ from portattn.backends.hopper import arguments, gluon_api, tiles
 from portattn.backends.hopper.primitives import (
     LN2,
     Schedule,
+    barriers,
     hide,
     key_span,
     query_span,
     scores,
     softmax_step,
+    store_rows,
     tile_of,
+    tiles_of_memory,
     visited,
 )
 from portattn.dispatch.backend import AttentionTensors, Config
@@ -277,20 +280,6 @@ def copy_out(desc, buf, b, h, row, o0, o1, size: gl.constexpr, MINE: gl.constexp
 
 
 @gluon.jit
-def store_rows(out, b, h, first_row, rows, seqlen_q, value, START: gl.constexpr, DV: gl.constexpr):
-    """Write the rows that exist, straight from registers."""
-    LAYOUT: gl.constexpr = value.type.layout
-    WIDTH: gl.constexpr = value.shape[1]
-    rows = gl.convert_layout(rows, gl.SliceLayout(1, LAYOUT))
-    dims = START + gl.arange(0, WIDTH, layout=gl.SliceLayout(0, LAYOUT))
-    at = b.to(gl.int64) * out.batch + h.to(gl.int64) * out.head
-    at = at + (first_row + rows).to(gl.int64) * out.row
-    inside = (rows < seqlen_q)[:, None] & (dims < DV)[None, :]
-    value = value.to(out.ptr.dtype.element_ty)
-    gl.store(out.ptr + at[:, None] + dims[None, :], value, mask=inside)
-
-
-@gluon.jit
 def clear_rows(out, lse, first_row, total_q, heads, size: gl.constexpr):
     """Rows of a packed tensor that belong to no sequence: out 0, lse -inf."""
     DV0: gl.constexpr = size.dv0
@@ -495,22 +484,6 @@ def forward_kernel(
             [4, 4, 1],
             [CONSUMER_REGISTERS, CONSUMER_REGISTERS, 32],
         )
-
-
-@gluon.jit
-def tiles_of_memory(DTYPE: gl.constexpr, COUNT: gl.constexpr, ROWS: gl.constexpr, D: gl.constexpr):
-    """Shared memory for COUNT tiles as a copy lays them out."""
-    LAYOUT: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], DTYPE)
-    return gl.allocate_shared_memory(DTYPE, [COUNT, ROWS, D], LAYOUT)
-
-
-@gluon.jit
-def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
-    """COUNT barriers that complete a phase with so many arrivals."""
-    made = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(COUNT):
-        mbarrier.init(made.index(i), count=ARRIVALS)
-    return made
 
 
 def forward(

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 LOG2E = gl.constexpr(1.4426950408889634)
 LN2 = gl.constexpr(0.6931471805599453)
-# The values that a problem without a window has in its place.
-ROWS_OF_A_WARPGROUP = gl.constexpr(64)
 
 
 class Rows(NamedTuple):
@@ -192,3 +191,33 @@ def softmax_step(x, factor, l, m):
     p = gl.exp2(x * factor - base[:, None])
     alpha = gl.exp2(m - base)
     return p, alpha, l * alpha + gl.sum(p, 1), m_new
+
+
+@gluon.jit
+def store_rows(out, b, h, first_row, rows, seqlen_q, value, START: gl.constexpr, DV: gl.constexpr):
+    """Write the rows that exist, straight from registers."""
+    LAYOUT: gl.constexpr = value.type.layout
+    WIDTH: gl.constexpr = value.shape[1]
+    rows = gl.convert_layout(rows, gl.SliceLayout(1, LAYOUT))
+    dims = START + gl.arange(0, WIDTH, layout=gl.SliceLayout(0, LAYOUT))
+    at = b.to(gl.int64) * out.batch + h.to(gl.int64) * out.head
+    at = at + (first_row + rows).to(gl.int64) * out.row
+    inside = (rows < seqlen_q)[:, None] & (dims < DV)[None, :]
+    value = value.to(out.ptr.dtype.element_ty)
+    gl.store(out.ptr + at[:, None] + dims[None, :], value, mask=inside)
+
+
+@gluon.jit
+def tiles_of_memory(DTYPE: gl.constexpr, COUNT: gl.constexpr, ROWS: gl.constexpr, D: gl.constexpr):
+    """Shared memory for COUNT tiles as a copy lays them out."""
+    LAYOUT: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], DTYPE)
+    return gl.allocate_shared_memory(DTYPE, [COUNT, ROWS, D], LAYOUT)
+
+
+@gluon.jit
+def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
+    """COUNT barriers that complete a phase with so many arrivals."""
+    made = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(COUNT):
+        mbarrier.init(made.index(i), count=ARRIVALS)
+    return made

@@ -76,24 +76,22 @@ def shared_bytes(problem: AttentionProblem, tile: Tile) -> int:
 
 
 def forward(problem: AttentionProblem, config: Config) -> Tile:
-    """The profile's tile, completed; as many stages as fit where it names none."""
+    """The profile's tile, completed by what was fastest on an H100 (benchmarks/notes/hopper.md)."""
     wide = max(sum(halves(problem.head_dim)), sum(halves(problem.head_dim_v)))
-    masked = problem.window != (-1, -1)
     tile = Tile(
-        warpgroups=2,
-        block_n=64 if wide > 192 else 128,
+        warpgroups=3 if wide <= 64 else 2,
+        block_n=128,
         stages=2,
         turns=1,
-        persistent=0 if masked else 1,
-        section=8 if masked else 0,
-        own_out=1,
+        persistent=0,
+        section=8 if problem.window != (-1, -1) else 0,
+        own_out=0,
     )
     if problem.seqlen_q <= 64:
         tile = tile._replace(warpgroups=1)
-    tile = tile._replace(**config)
-    if "own_out" not in config and shared_bytes(problem, tile) > SHARED - BARRIERS:
-        tile = tile._replace(own_out=0)
-    return tile
+    if shared_bytes(problem, tile) > SHARED - BARRIERS:
+        tile = tile._replace(block_n=64)
+    return tile._replace(**config)
 
 
 def reasons_against(kernel: str, config: Config, problem: AttentionProblem) -> list[str]:

@@ -1,0 +1,109 @@
+"""What TMA is told about a tensor, and what it can't be told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from portattn.arguments import describe, options
+from portattn.dispatch.backend import AttentionTensors
+from portattn.dispatch.device import Device
+from portattn.dispatch.problem import AttentionProblem
+from portattn.errors import ArgumentError
+
+arguments = pytest.importorskip("portattn.backends.hopper.arguments")
+tiles = pytest.importorskip("portattn.backends.hopper.tiles")
+hopper = pytest.importorskip("portattn.backends.hopper")
+
+H100 = Device("cuda", "nvidia", "sm_90a", "NVIDIA H100", cores=132)
+
+
+def _problem(q: Tensor, causal: bool = False) -> AttentionProblem:
+    settings = options(q, causal=causal, softmax_scale=None, window_size=(-1, -1), softcap=0.0)
+    return describe("forward", AttentionTensors(q, q, q), settings)
+
+
+def _views() -> list[tuple[str, Tensor]]:
+    dense = torch.arange(2 * 6 * 4 * 32).half()
+    return [
+        ("bshd", dense.view(2, 6, 4, 32)),
+        ("bhsd", dense.view(2, 4, 6, 32).transpose(1, 2)),
+        ("of a fused qkv", dense.view(2, 6, 4, 32)[..., 8:24]),
+        ("one sequence", dense.view(2, 6, 4, 32)[1:]),
+        ("packed", dense.view(12, 4, 32)),
+    ]
+
+
+@pytest.mark.parametrize(("name", "tensor"), _views(), ids=[name for name, _ in _views()])
+def test_a_descriptor_finds_every_element(name: str, tensor: Tensor) -> None:
+    """Without a copy: [batch, head, row, dim] over the tensor's own memory."""
+    slot = SimpleNamespace(index=0)
+    box, rest = arguments.descriptors(slot, "q", tensor, 64, (32, 0))
+    assert rest is None and box.block == [1, 1, 64, 32]
+    described = box.of([tensor])
+    assert all(stride * 2 % 16 == 0 for stride in described.strides[:-1])
+    found = tensor.as_strided(described.shape, described.strides, tensor.storage_offset())
+    batched = tensor if tensor.dim() == 4 else tensor[None]
+    assert torch.equal(found, batched.transpose(1, 2))
+    # A launch of the compiled kernel has only the address.
+    later = box.of([tensor.data_ptr()])
+    assert later.base.data_ptr() == tensor.data_ptr()
+    assert (later.shape, later.strides) == (described.shape, described.strides)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1, 8, 2, 36).half()[..., 4:],
+        torch.zeros(1, 8, 2, 36).half()[..., :32],
+        torch.zeros(1, 1, 2, 32).half().expand(1, 8, 2, 32),
+    ],
+    ids=["begins at 8 bytes", "steps of 72 bytes", "steps of 0"],
+)
+def test_what_tma_cannot_address_is_a_reason(tensor: Tensor) -> None:
+    (reason,) = hopper.HopperBackend().reasons_against(_problem(tensor), H100)
+    assert "16 bytes" in reason
+    assert not hopper.HopperBackend().reasons_against(_problem(tensor.contiguous()), H100)
+
+
+def test_memory_that_is_not_aligned_is_refused() -> None:
+    """Only a launch sees the address; the error names the argument."""
+    spare = torch.zeros(1024).half()
+    start = 1 + -spare.data_ptr() % 16 // 2
+    with pytest.raises(ArgumentError, match="k"):
+        arguments.descriptors(
+            SimpleNamespace(index=1), "k", spare[start : start + 512].view(1, 4, 4, 32), 64, (32, 0)
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"head_dim": 12}, "multiple of 8"),
+        ({"head_dim": 264}, "more than 256"),
+        ({"dtype": torch.float32}, "float32"),
+    ],
+)
+def test_other_problems_are_declined(changes: dict[str, object], reason: str) -> None:
+    problem = replace(_problem(torch.zeros(1, 8, 2, 64).half()), **changes)  # type: ignore[arg-type]
+    reasons = hopper.HopperBackend().reasons_against(problem, H100)
+    assert any(reason in one for one in reasons), reasons
+
+
+@pytest.mark.parametrize("head_dim", [8, 40, 64, 96, 128, 160, 192, 256])
+@pytest.mark.parametrize("queries", [1, 1000])
+def test_default_tiles_fit(head_dim: int, queries: int) -> None:
+    problem = _problem(torch.zeros(1, queries, 2, head_dim).half(), causal=True)
+    assert not tiles.reasons_against("hopper.forward", {}, problem)
+
+
+def test_a_tile_that_does_not_fit_is_a_reason() -> None:
+    problem = _problem(torch.zeros(1, 512, 2, 256).half())
+    reasons = tiles.reasons_against("hopper.forward", {"stages": 4}, problem)
+    assert any("shared memory" in reason for reason in reasons)
+    reasons = tiles.reasons_against("hopper.forward", {"warpgroups": 3, "stages": 1}, problem)
+    assert any("registers" in reason for reason in reasons)
