@@ -427,8 +427,7 @@ def consume(work, size: gl.constexpr, MINE: gl.constexpr):
 @gluon.jit(do_not_specialize=("out", "lse", "extents", "terms", "schedule", "total_q"))
 def forward_kernel(
     q0, q1, k0, k1, v0, v1, out0, out1, out, lse, extents, terms, schedule, total_q,
-    SIZE: gl.constexpr,
-    CONSUMER_REGISTERS: gl.constexpr, num_warps: gl.constexpr,
+    SIZE: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """The tiles program_id(0), program_id(0) + num_programs(0), ... of the schedule."""
     DTYPE: gl.constexpr = q0.dtype

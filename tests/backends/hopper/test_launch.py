@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from portattn.dispatch.problem import AttentionProblem
 from portattn.errors import ArgumentError
 
 arguments = pytest.importorskip("portattn.backends.hopper.arguments")
+forward = pytest.importorskip("portattn.backends.hopper.forward")
 tiles = pytest.importorskip("portattn.backends.hopper.tiles")
 hopper = pytest.importorskip("portattn.backends.hopper")
 
@@ -53,6 +55,39 @@ def test_a_descriptor_finds_every_element(name: str, tensor: Tensor) -> None:
     later = box.of([tensor.data_ptr()])
     assert later.base.data_ptr() == tensor.data_ptr()
     assert (later.shape, later.strides) == (described.shape, described.strides)
+
+
+class Recorder:
+    """Stands for the kernel on a device that isn't there, and notes its launches."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.fn, self.arg_names = kernel.fn, kernel.arg_names
+        self.compiled: list[tuple[Any, ...]] = []
+        self.launched: list[tuple[Any, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, int, int]) -> Any:
+        def compile_and_launch(*args: Any, **options: Any) -> Any:
+            self.compiled.append(args)
+            return {grid: lambda *given: self.launched.append(given)}
+
+        return compile_and_launch
+
+
+def test_a_second_call_launches_what_the_first_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its own addresses, and an argument for every parameter of the kernel."""
+    kernel = Recorder(forward.forward_kernel)
+    monkeypatch.setattr(forward, "forward_kernel", kernel)
+    q, k, v, other = (torch.zeros(1, 80, 2, 64).half() for _ in range(4))
+    problem = _problem(q, causal=True)
+    hopper.HopperBackend().forward(AttentionTensors(q, k, v), problem, config := {})
+    (first,) = kernel.compiled
+    assert first[0].base is q and first[2].base is k and first[4].base is v
+    hopper.HopperBackend().forward(AttentionTensors(q, other, v), problem, config)
+    assert len(kernel.compiled) == 1
+    (later,) = kernel.launched
+    assert len(later) == len(kernel.arg_names)
+    assert later[2].base.data_ptr() == other.data_ptr()
+    assert later[2].shape == first[2].shape
 
 
 @pytest.mark.parametrize(
