@@ -107,10 +107,11 @@ def draw(curves: dict[str, list[float]], file: Path) -> None:
     figure = Figure(figsize=(8, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     base = curves["torch math"]
-    for name, curve in curves.items():
-        above.plot(curve, label=name, linewidth=1)
+    for number, (name, curve) in enumerate(curves.items()):
+        style = {"label": name, "linewidth": 1, "color": f"C{number}"}
+        above.plot(curve, **style)
         if curve is not base:
-            below.plot([a - b for a, b in zip(curve, base, strict=True)], label=name, linewidth=1)
+            below.plot([a - b for a, b in zip(curve, base, strict=True)], **style)
     above.set(ylabel="loss in nats a byte")
     below.set(ylabel="minus torch math", xlabel="step")
     above.legend()
