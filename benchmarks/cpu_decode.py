@@ -7,6 +7,8 @@ read       the library's own threads read K and V and do nothing else
 portattn   the whole call, dispatch included, over a cache stored head-major
 packed     torch's SDPA with a group's heads packed into the rows of one
 sdpa       torch's SDPA with enable_gqa
+dense      beside pages (where portattn reads those): the same memory as one cache, and
+varlen     as packed keys; what of_dense and of_varlen lack to 1 is what pages cost
 
     python benchmarks/cpu_decode.py [--output benchmarks/results/cpu-decode.json] [--plot x.png]
 """
@@ -111,6 +113,19 @@ def peers(case: Case) -> dict[str, Callable[[int], object]]:
         tensors = AttentionTensors(q, k, v, seqused_k=used, block_table=table)
         return ops.forward(tensors, settings)[0]
 
+    def dense(n: int) -> Tensor:
+        k, v = (tensor.transpose(1, 2) for tensor in caches[n % copies])
+        return ops.forward(AttentionTensors(q, k, v, seqused_k=used), settings)[0]
+
+    def varlen(n: int) -> Tensor:
+        # Keys of one sequence behind those of another, heads still side by side.
+        k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in caches[n % copies])
+        starts = [torch.arange(batch + 1, dtype=torch.int32) * length for length in (1, keys)]
+        tensors = AttentionTensors(
+            q.flatten(0, 1), k, v, cu_seqlens_q=starts[0], cu_seqlens_k=starts[1]
+        )
+        return ops.forward(tensors, settings)[0]
+
     def packed(n: int) -> Tensor:
         rows = q.view(batch, case.kv_heads, group, case.head_dim)
         return F.scaled_dot_product_attention(rows, *caches[n % copies])
@@ -120,7 +135,8 @@ def peers(case: Case) -> dict[str, Callable[[int], object]]:
         return F.scaled_dot_product_attention(rows, *caches[n % copies], enable_gqa=True)
 
     if case.page_size:
-        return {"read": read, "portattn": portattn}
+        # One sequence: more of them would have to be copied to lie one behind another.
+        return {"read": read, "portattn": portattn, "dense": dense, "varlen": varlen}
     return {"read": read, "portattn": portattn, "packed": packed, "sdpa": sdpa}
 
 

@@ -1,6 +1,8 @@
 /* Prefill and backward over the thread pool: calls cut into units, each of which one thread runs. */
 
+#include <stdatomic.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "pool.h"
 #include "tiles.h"
@@ -23,8 +25,22 @@ typedef struct {
 
 enum { OK = 0, NOT_FINITE = 1, OUT_OF_MEMORY = -1 };
 
-/* A unit's accumulators and queries are to stay in a core's second-level cache. */
-enum { UNIT_BYTES = 512 * 1024, UNITS_PER_THREAD = 4, MAX_BLOCKS = 16, MAX_SPLITS = 4 };
+enum { UNITS_PER_THREAD = 4, MAX_BLOCKS = 24, MAX_SPLITS = 4 };
+
+/* A unit's accumulators and queries are to stay in a core's second-level cache, of which keys take
+ * the rest: the more rows, the less often keys are packed. */
+static int64_t unit_bytes(void) {
+    static atomic_llong known;
+    long long bytes = atomic_load_explicit(&known, memory_order_relaxed);
+    if (bytes) return bytes;
+    bytes = 512 * 1024;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    const long long cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (cache / 8 * 5 > bytes) bytes = cache / 8 * 5;
+#endif
+    atomic_store_explicit(&known, bytes, memory_order_relaxed);
+    return bytes;
+}
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -40,7 +56,7 @@ static int compare(const void *left, const void *right) {
 }
 
 static int64_t rows_per_unit(const pa_forward_args *f, const pa_tiles *tiles, int64_t threads) {
-    int64_t blocks = 0, most = UNIT_BYTES / (4 * tiles->lanes * (f->head_dim + f->head_dim_v));
+    int64_t blocks = 0, most = unit_bytes() / (4 * tiles->lanes * (f->head_dim + f->head_dim_v));
     if (most > MAX_BLOCKS) most = MAX_BLOCKS;
     for (int64_t b = 0; b < f->batch; b++)
         blocks += f->kv_heads * ceil_div(rows_of(f, b), tiles->lanes);
