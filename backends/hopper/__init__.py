@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,11 @@ class HopperBackend:
         self, kernel: str, config: Config, problem: AttentionProblem, device: Device
     ) -> list[str]:
         return tiles.reasons_against(kernel, config, problem)
+
+    def tuning_space(
+        self, kernel: str, problem: AttentionProblem, device: Device
+    ) -> Iterable[Config]:
+        return tiles.tuning_space(problem)
 
     def describe(self, problem: AttentionProblem, device: Device) -> str:
         return "Gluon " + problem.operation

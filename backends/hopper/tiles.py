@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 from portattn.dispatch.backend import Config
@@ -92,6 +93,23 @@ def forward(problem: AttentionProblem, config: Config) -> Tile:
     if shared_bytes(problem, tile) > SHARED - BARRIERS:
         tile = tile._replace(block_n=64)
     return tile._replace(**config)
+
+
+def tuning_space(problem: AttentionProblem) -> list[Config]:
+    """What has been fastest for some problem, and its neighbours."""
+    masked = problem.window != (-1, -1)
+    schedules = [
+        {"persistent": 0, "own_out": 0, "section": section}
+        for section in ((4, 8, 16) if masked else (0,))
+    ]
+    schedules += [
+        {"persistent": 1, "own_out": own_out, "section": 8 if masked else 0} for own_out in (0, 1)
+    ]
+    return [
+        {"warpgroups": groups, "block_n": keys, "stages": stages, "turns": turns, **schedule}
+        for groups, keys, stages, turns in itertools.product((2, 3), (64, 128), (2, 3, 4), (0, 1))
+        for schedule in schedules
+    ]
 
 
 def reasons_against(kernel: str, config: Config, problem: AttentionProblem) -> list[str]:

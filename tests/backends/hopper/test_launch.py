@@ -142,3 +142,12 @@ def test_a_tile_that_does_not_fit_is_a_reason() -> None:
     assert any("shared memory" in reason for reason in reasons)
     reasons = tiles.reasons_against("hopper.forward", {"warpgroups": 3, "stages": 1}, problem)
     assert any("registers" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_tuning_space_is_legal_and_has_the_default(causal: bool) -> None:
+    problem = _problem(torch.zeros(1, 512, 2, 128).half(), causal=causal)
+    space = list(hopper.HopperBackend().tuning_space("hopper.forward", problem, H100))
+    legal = tiles.KERNELS["forward"]
+    assert all(value in legal[name] for config in space for name, value in config.items())
+    assert tiles.forward(problem, {})._asdict() in space
