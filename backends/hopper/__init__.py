@@ -52,8 +52,15 @@ class HopperBackend:
         return "Gluon " + problem.operation
 
     def probe(self, device: Device) -> None:
-        """Small problems against the definition."""
+        """Small problems against the definition; a launch that is planned must repeat the first."""
         try_out(self, device)
+        where, config = torch.device(device.type, device.index), dict[str, int]()
+        q = torch.linspace(-1, 1, 80 * 64, device=where).half().view(1, 80, 1, 64)
+        problem = AttentionProblem("forward", "dense", q.dtype, 1, 80, 80, 1, 1, 64, 64, 0.125)
+        first, _ = self.forward(AttentionTensors(q, q, q), problem, config)
+        again, _ = self.forward(AttentionTensors(q, q.clone(), q), problem, config)
+        if not torch.equal(first, again):
+            raise ArithmeticError("the same call gives other bits the second time")
 
     def forward(
         self, tensors: AttentionTensors, problem: AttentionProblem, config: Config
