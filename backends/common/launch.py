@@ -62,6 +62,8 @@ def device(tensor: Tensor) -> devices.Device:
 _SLICE, _SLICES = 4096, 256
 _COUNTERS: dict[Any, Tensor] = {}
 _FRESH: dict[torch.device, list[Tensor]] = {}
+# What captured graphs hold on to: nothing else keeps it from being given to somebody else.
+_CAPTURED: list[Tensor] = []
 
 
 def counters(like: Tensor, count: int) -> Tensor:
@@ -76,7 +78,8 @@ def counters(like: Tensor, count: int) -> Tensor:
         fresh = _FRESH.get(like.device)
         if count > _SLICE or not fresh:
             return torch.zeros(count, dtype=torch.int32, device=like.device)
-        return fresh.pop()
+        _CAPTURED.append(fresh.pop())
+        return _CAPTURED[-1]
     key = (like.device, torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0)
     found = _COUNTERS.get(key)
     if found is None or found.numel() < count:

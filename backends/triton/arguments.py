@@ -7,6 +7,7 @@ they are written once with slots (backends/common/launch.py), and filled for eac
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,32 @@ from portattn.dispatch.problem import AttentionProblem
 
 # A tile spans at most this many rows: beyond 2^31 / rows per stride, offsets need 64 bits.
 _TILE_ROWS = 256
+
+
+# Kernels take the entries of these one after the other, in each row.
+_PACKED = (
+    "alibi_slopes",
+    "sinks",
+    "cu_seqlens_q",
+    "cu_seqlens_k",
+    "seqused_k",
+    "block_table",
+    "cache_batch_idx",
+    "leftpad_k",
+    "rng_state",
+    "k_scale",
+    "v_scale",
+)
+
+
+def packed(tensors: AttentionTensors) -> AttentionTensors:
+    """The tensors with a contiguous copy of each of the small ones that has gaps."""
+    gaps = {}
+    for name in _PACKED:
+        tensor = getattr(tensors, name)
+        if tensor is not None and tensor.stride(-1) != 1 < tensor.shape[-1]:
+            gaps[name] = tensor.contiguous()
+    return replace(tensors, **gaps) if gaps else tensors
 
 
 def rows(slot: Slot, tensor: Tensor) -> Rows:

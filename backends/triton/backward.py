@@ -404,6 +404,7 @@ def backward(
     config: Config,
 ) -> Gradients:
     """Gradients of dense and packed tensors; see AttentionTensors for shapes."""
+    tensors = arguments.packed(tensors)
     q, k, v = tensors.q, tensors.k, tensors.v
     call = launch.Call(tensors, problem, config, (grad_out, grad_lse, out, lse))
     shape = (*lse.shape, ROW_TERMS.value)

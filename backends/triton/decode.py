@@ -377,6 +377,7 @@ def decode(
     problem.deterministic: each sequence is split by its own length alone, so that its bits don't
     depend on the rest of the batch.
     """
+    tensors = arguments.packed(tensors)
     q = tensors.q
     if problem.kv_dtype == torch.float8_e4m3fn and not tiles.has_float8(launch.family(q)):
         k, v = (x.view(torch.uint8) for x in (tensors.k, tensors.v))

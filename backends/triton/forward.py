@@ -241,6 +241,7 @@ def forward(
     tensors: AttentionTensors, problem: AttentionProblem, config: Config
 ) -> tuple[Tensor, Tensor]:
     """out and lse of any layout; see AttentionTensors for shapes."""
+    tensors = arguments.packed(tensors)
     q = tensors.q
     out = q.new_empty((*q.shape[:-1], problem.head_dim_v))
     lse = launch.new_lse(q)

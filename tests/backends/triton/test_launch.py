@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import portattn
 from portattn.dispatch.backend import AttentionTensors
 from portattn.dispatch.problem import AttentionProblem
 
@@ -83,3 +84,56 @@ def test_other_strides_or_alignment_are_other_launches() -> None:
     assert _launch(kernel, AttentionTensors(q, shifted, q), config) == 1
     assert _launch(kernel, AttentionTensors(q, shifted, q), config) == 1
     assert len(kernel.compiled) == 4 and not kernel.launched
+
+
+@pytest.mark.parametrize("name", ["alibi_slopes", "sinks"])
+def test_small_tensors_with_gaps(name: str) -> None:
+    """A view of every second entry is what its contiguous copy is, gradients included."""
+    q = torch.randn(1, 8, 2, 16, requires_grad=True)
+    gaps = torch.rand(4)[::2]
+    results = []
+    for tensor in (gaps.contiguous(), gaps, gaps):
+        out = portattn.attention(q, q, q, **{name: tensor}, backend="triton")
+        results.append((out, torch.autograd.grad(out.sum(), q)[0]))
+    for found in results[1:]:
+        assert all(map(torch.equal, results[0], found))
+
+
+def test_lengths_with_gaps() -> None:
+    """As the last column of a table of them."""
+    lengths = torch.tensor([[0, 0], [5, 3], [10, 8]], dtype=torch.int32)
+    q, cache = torch.randn(8, 2, 16), torch.randn(2, 8, 2, 16)
+    outs = []
+    for ends in (lengths[:, 1].contiguous(), lengths[:, 1]):
+        varlen = portattn.attention_varlen(q, q, q, ends, ends, 5, 5, backend="triton")
+        held = portattn.ContiguousKVCache.from_tensors(cache, cache, ends[1:], longest=8)
+        decoded = portattn.attention_with_kvcache(q[:2, None], held, backend="triton")
+        outs.append((varlen, decoded))
+    assert all(map(torch.equal, *outs))
+
+
+class OnGpu(torch.Tensor):
+    """Memory of the CPU that takes itself for a GPU's."""
+
+    is_cuda = True  # type: ignore[assignment]
+
+
+def test_captured_launches_never_share_counters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph knows its counters by address alone; nobody else may get that memory, ever."""
+    capturing = False
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
+    for name in ("_COUNTERS", "_FRESH"):
+        monkeypatch.setattr(launch, name, {})
+    monkeypatch.setattr(launch, "_CAPTURED", [])
+    monkeypatch.setattr(launch, "_SLICES", 4)
+    like = torch.zeros(1).as_subclass(OnGpu)
+    eager = launch.counters(like, 3)
+    addresses = [eager.data_ptr()]
+    for _ in range(20):
+        capturing = True
+        for _ in range(2):
+            addresses.append(launch.counters(like, 3).fill_(1).data_ptr())
+        capturing = False
+        assert launch.counters(like, 3).data_ptr() == eager.data_ptr()
+    assert len(set(addresses)) == len(addresses)
