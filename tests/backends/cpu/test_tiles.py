@@ -45,6 +45,7 @@ BIASED = [
         kv_heads=2,
         head_dim=16,
         causal=True,
+        window=(60, 0) if softcap else (-1, 0),
         bias=tuple(letter not in over for letter in "bhqk"),
         softcap=softcap,
     )
