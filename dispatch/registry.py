@@ -40,6 +40,12 @@ ENTRIES = (
         "Gluon kernels with TMA and wgmma, for H100 and H200",
     ),
     Entry(
+        "volta",
+        "portattn.backends.volta",
+        "VoltaBackend",
+        "CUDA C++ kernels for Volta and Turing, through CuPy",
+    ),
+    Entry(
         "cpu",
         "portattn.backends.cpu",
         "CpuBackend",

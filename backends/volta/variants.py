@@ -1,0 +1,113 @@
+"""Which constants a problem's kernel is compiled with, and the tiles it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+
+from portattn.backends.volta.layout import BIAS_TYPES, aligned
+from portattn.dispatch.backend import AttentionTensors, Config
+from portattn.dispatch.problem import AttentionProblem
+
+KERNELS = Path(__file__).parent / "kernels"
+# Query rows of a block (a warp has a quarter of them) and keys of a tile.
+TILES = {"forward": {"block_m": (64, 128), "block_n": (32, 48, 64)}}
+WARPS = 4
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel with its constants; `turing` chooses the tiles of sm_75 over those of sm_70."""
+
+    kernel: str
+    turing: bool
+    constants: tuple[tuple[str, int], ...]
+
+    @cached_property
+    def source(self) -> str:
+        """One file for NVRTC: definitions, then the kernel's parts."""
+        lines = [f"#define TURING {int(self.turing)}"]
+        lines += [f"#define {name} {value}" for name, value in self.constants]
+        return "\n".join([*lines, *(part.read_text() for part in self.parts)])
+
+    @property
+    def parts(self) -> tuple[Path, ...]:
+        """Files that make up the kernel, in order."""
+        tiles = "turing_tiles.cuh" if self.turing else "volta_tiles.cuh"
+        names = ("primitives.cuh", "problem.cuh", tiles, f"{self.kernel}.cu")
+        return tuple(KERNELS / name for name in names)
+
+    @property
+    def file_name(self) -> str:
+        """Where its PTX lies in a folder of compiled kernels; changes with the source."""
+        return f"{self.kernel}-{sha256(self.source.encode()).hexdigest()[:16]}.ptx"
+
+    @property
+    def threads(self) -> int:
+        return 32 * WARPS
+
+    def __getitem__(self, name: str) -> int:
+        return dict(self.constants)[name]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows of a block, keys of a tile, blocks that a multiprocessor should hold."""
+
+    block_m: int
+    block_n: int
+    blocks: int
+
+    def shared_bytes(self, head_dim: int) -> int:
+        """q beside one buffer that k and v take turns in; rows are padded to a power of two."""
+        pitch = 128 if head_dim <= 64 else 256 if head_dim <= 128 else 512
+        return (self.block_m + self.block_n) * pitch
+
+
+def padded(head_dim: int) -> int:
+    """The head dim of the tiles that a head dim takes."""
+    return next(dim for dim in (32, 64, 96, 128, 192, 256) if head_dim <= dim)
+
+
+def forward_tile(head_dim: int, turing: bool, config: Config) -> Tile:
+    """Tiles by the profile, or where it says nothing the largest that don't spill."""
+    if turing or head_dim > 128:
+        block_m, block_n = 64, 64 if head_dim <= 128 else 32
+    else:
+        block_m, block_n = 128, {32: 64, 64: 64, 96: 48, 128: 32}[head_dim]
+    block_m = config.get("block_m", block_m)
+    block_n = config.get("block_n", block_n)
+    return Tile(block_m, block_n, 2)
+
+
+def forward_variant(
+    tensors: AttentionTensors, problem: AttentionProblem, turing: bool, tile: Tile
+) -> Variant:
+    dim = padded(max(problem.head_dim, problem.head_dim_v))
+    constants = {
+        "D": dim,
+        "ROW_TILES": tile.block_m // (16 * WARPS),
+        "BLOCK_N": tile.block_n,
+        "BLOCKS": tile.blocks,
+        **problem_constants(tensors, problem),
+    }
+    return Variant("forward", turing, tuple(constants.items()))
+
+
+def problem_constants(tensors: AttentionTensors, problem: AttentionProblem) -> dict[str, int]:
+    """What problem.cuh is compiled for."""
+    bias = tensors.bias
+    fused = not (problem.softcap or problem.alibi or problem.bias) and problem.softmax_scale > 0
+    return {
+        "ELEMENT": BIAS_TYPES.index(problem.dtype),
+        "ALIGNED": int(aligned(tensors.q, tensors.k, tensors.v)),
+        "PAGED": int(tensors.block_table is not None),
+        "FUSED": int(fused),
+        "SOFTCAP": int(problem.softcap != 0),
+        "ALIBI": int(problem.alibi),
+        "BIAS": 0 if bias is None else 1 + BIAS_TYPES.index(bias.dtype),
+        "MASK": int(problem.mask),
+        "SINKS": int(problem.sinks),
+    }
