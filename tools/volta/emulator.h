@@ -229,6 +229,11 @@ DEVICE void store_shared(unsigned at, uint4 v) {
   emulator::check(at, 16);
   std::memcpy(&emulator::shared[at], &v, 16);
 }
+DEVICE uint4 load_global(const unsigned short* at, bool inside) {
+  uint4 v = {0, 0, 0, 0};
+  if (inside) std::memcpy(&v, at, 16);
+  return v;
+}
 DEVICE float load_shared_float(unsigned at) {
   emulator::check(at, 4);
   float v;

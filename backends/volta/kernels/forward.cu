@@ -49,10 +49,8 @@ DEVICE void load_q(const Problem& p, const Sequence& s, int h, int first_row, un
   if (chunk >= CHUNKS) return;
   UNROLL for (int x = 0; x < BLOCK_M / ROW_STEP; x++) {
     const int row = threadIdx.x / ROW_CHUNKS + x * ROW_STEP;
-    uint4 v = {0, 0, 0, 0};
-    if (first_row + row < s.rows)
-      v = load_chunk(data + (s.first_row + first_row + row) * p.q.row, p.q.dim, 8 * chunk,
-                     p.head_dim);
+    const uint4 v = load_chunk(data + (s.first_row + first_row + row) * p.q.row, p.q.dim, 8 * chunk,
+                               p.head_dim, first_row + row < s.rows);
     store_shared(at + row * PITCH + ((chunk ^ swizzle_k(row)) << 4), v);
   }
 }
@@ -61,11 +59,13 @@ DEVICE void load_q(const Problem& p, const Sequence& s, int h, int first_row, un
 DEVICE void fetch(uint4 (&into)[LOADS], const Problem& p, const Rows& rows, const Sequence& s,
                   const unsigned short* data, int first_key, int dims) {
   const int chunk = threadIdx.x % ROW_CHUNKS;
+  const int mine = first_key + (int)(threadIdx.x / ROW_CHUNKS);
+  const unsigned short* row = PAGED ? data : data + key_offset(p, rows, s, mine);
   UNROLL for (int x = 0; x < LOADS; x++) {
-    const int key = first_key + (int)(threadIdx.x / ROW_CHUNKS) + x * ROW_STEP;
-    into[x] = {0, 0, 0, 0};
-    if (key < s.keys && chunk < CHUNKS)
-      into[x] = load_chunk(data + key_offset(p, rows, s, key), rows.dim, 8 * chunk, dims);
+    const int key = mine + x * ROW_STEP;
+    into[x] = load_chunk(PAGED ? data + key_offset(p, rows, s, key) : row, rows.dim, 8 * chunk,
+                         dims, key < s.keys && (CHUNKS == ROW_CHUNKS || chunk < CHUNKS));
+    row += ROW_STEP * rows.row;
   }
 }
 
@@ -194,8 +194,8 @@ KERNEL(THREADS, BLOCKS) forward(const Problem p) {
   if (tile_first >= s.rows) return;
 
   const int kv_head = h / p.group, first_row = tile_first + 16 * ROW_TILES * warp_id();
-  const unsigned short* k = p.k.data + key_base(p.k, s, kv_head);
-  const unsigned short* v = p.v.data + key_base(p.v, s, kv_head);
+  const unsigned short* k = key_base(p.k, s, kv_head);
+  const unsigned short* v = key_base(p.v, s, kv_head);
   const float slope = ALIBI ? p.slopes[s.b * p.slopes_batch + h] : 0.f;
   const float factor = FUSED ? p.scale * LOG2E : 1.f;
   const int last_row = smaller(tile_first + BLOCK_M, s.rows) - 1;

@@ -53,39 +53,38 @@ DEVICE Sequence sequence_of(const Problem& p, int b) {
   return s;
 }
 
-// Element offset of a key of the sequence, without head and dim.
+// Where a kv head's first key lies; of pages, the first page.
+DEVICE const unsigned short* key_base(const Rows& rows, const Sequence& s, int kv_head) {
+  const unsigned short* head = rows.data + kv_head * rows.head;
+  return PAGED ? head : head + s.key_batch * rows.batch + s.first_key * rows.row;
+}
+
+// A key's offset from there, in elements; of a page's key only if it exists.
 DEVICE long long key_offset(const Problem& p, const Rows& rows, const Sequence& s, int key) {
-  const int at = s.first_key + key;
 #if PAGED
+  if (key >= s.keys) return 0;
+  const int at = s.first_key + key;
   const int page = p.block_table[s.b * p.table_stride + at / p.page_size];
   return page * rows.batch + (at % p.page_size) * rows.row;
 #else
-  return at * rows.row;
+  return key * rows.row;
 #endif
 }
 
-DEVICE long long key_base(const Rows& rows, const Sequence& s, int kv_head) {
-  return (PAGED ? 0 : s.key_batch * rows.batch) + kv_head * rows.head;
-}
-
-// Eight numbers of a row from dim `first` on as float16; 0 at dims from `dims` on.
-DEVICE uint4 load_chunk(const unsigned short* row, long long stride, int first, int dims) {
-  uint4 v = {0, 0, 0, 0};
+// Eight numbers of a row from dim `first` on as float16; 0 at dims from `dims` on, or if not inside.
+DEVICE uint4 load_chunk(
+    const unsigned short* row, long long stride, int first, int dims, bool inside) {
 #if ALIGNED
-  if (first < dims) v = *reinterpret_cast<const uint4*>(row + first);
+  uint4 v = load_global(row + first, inside && first < dims);
 #else
   unsigned short e[8];
-  UNROLL for (int x = 0; x < 8; x++) e[x] = first + x < dims ? row[(first + x) * stride] : 0;
-  v.x = pack(e[0], e[1]);
-  v.y = pack(e[2], e[3]);
-  v.z = pack(e[4], e[5]);
-  v.w = pack(e[6], e[7]);
+  UNROLL for (int x = 0; x < 8; x++)
+    e[x] = inside && first + x < dims ? row[(first + x) * stride] : 0;
+  uint4 v = {pack(e[0], e[1]), pack(e[2], e[3]), pack(e[4], e[5]), pack(e[6], e[7])};
 #endif
 #if ELEMENT == 1
-  v.x = halves_of_bfloat16(v.x);
-  v.y = halves_of_bfloat16(v.y);
-  v.z = halves_of_bfloat16(v.z);
-  v.w = halves_of_bfloat16(v.w);
+  v = {halves_of_bfloat16(v.x), halves_of_bfloat16(v.y), halves_of_bfloat16(v.z),
+       halves_of_bfloat16(v.w)};
 #endif
   return v;
 }
