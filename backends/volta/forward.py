@@ -7,7 +7,7 @@ from torch import Tensor
 
 from portattn.backends.volta import program
 from portattn.backends.volta.layout import kernel_problem, readable
-from portattn.backends.volta.variants import forward_tile, forward_variant, padded
+from portattn.backends.volta.variants import forward_tile, forward_variant, is_fused, padded
 from portattn.dispatch.backend import AttentionTensors, Config
 from portattn.dispatch.problem import AttentionProblem
 
@@ -21,14 +21,15 @@ def forward(
     out, lse = results(q, problem)
     if not lse.numel():
         return out, lse
-    tile = forward_tile(padded(max(problem.head_dim, problem.head_dim_v)), turing, config)
+    dim = padded(max(problem.head_dim, problem.head_dim_v))
+    tile = forward_tile(dim, turing, is_fused(problem), config)
     variant = forward_variant(tensors, problem, turing, tile)
     call = kernel_problem(tensors, problem, out, lse)
     call.row_tiles = -(-problem.seqlen_q // tile.block_m)
     call.heavy_first = int(problem.window[1] >= 0)
     blocks = call.row_tiles * problem.batch * problem.heads
     if blocks:
-        program.launch(variant, blocks, tile.shared_bytes(variant["D"]), call)
+        program.launch(variant, blocks, tile.shared_bytes(dim), call)
     return out, lse
 
 

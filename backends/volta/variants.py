@@ -71,12 +71,12 @@ def padded(head_dim: int) -> int:
     return next(dim for dim in (32, 64, 96, 128, 192, 256) if head_dim <= dim)
 
 
-def forward_tile(head_dim: int, turing: bool, config: Config) -> Tile:
-    """Tiles by the profile, or where it says nothing the largest that don't spill."""
+def forward_tile(head_dim: int, turing: bool, fused: bool, config: Config) -> Tile:
+    """Tiles by the profile, or where it says nothing the largest whose loop doesn't spill."""
     if turing or head_dim > 128:
         block_m, block_n = 64, 64 if head_dim <= 128 else 32
     else:
-        block_m, block_n = 128, {32: 64, 64: 64, 96: 48, 128: 32}[head_dim]
+        block_m, block_n = 128, {32: 64, 64: 64, 96: 48, 128: 48 if fused else 32}[head_dim]
     block_m = config.get("block_m", block_m)
     block_n = config.get("block_n", block_n)
     return Tile(block_m, block_n, 2)
@@ -96,15 +96,20 @@ def forward_variant(
     return Variant("forward", turing, tuple(constants.items()))
 
 
+def is_fused(problem: AttentionProblem) -> bool:
+    """Whether scores are the product times a positive scale and nothing else."""
+    plain = not (problem.softcap or problem.alibi or problem.bias)
+    return plain and problem.softmax_scale > 0
+
+
 def problem_constants(tensors: AttentionTensors, problem: AttentionProblem) -> dict[str, int]:
     """What problem.cuh is compiled for."""
     bias = tensors.bias
-    fused = not (problem.softcap or problem.alibi or problem.bias) and problem.softmax_scale > 0
     return {
         "ELEMENT": BIAS_TYPES.index(problem.dtype),
         "ALIGNED": int(aligned(tensors.q, tensors.k, tensors.v)),
         "PAGED": int(tensors.block_table is not None),
-        "FUSED": int(fused),
+        "FUSED": int(is_fused(problem)),
         "SOFTCAP": int(problem.softcap != 0),
         "ALIBI": int(problem.alibi),
         "BIAS": 0 if bias is None else 1 + BIAS_TYPES.index(bias.dtype),
