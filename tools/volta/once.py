@@ -26,7 +26,10 @@ def main() -> None:
     tensors = AttentionTensors(
         *(torch.randn(shape, dtype=torch.float16, device="cuda") for _ in range(3))
     )
-    problem = describe("forward", tensors, options(tensors.q, causal=given.causal))
+    settings = options(
+        tensors.q, softmax_scale=None, causal=given.causal, window_size=(-1, -1)
+    )
+    problem = describe("forward", tensors, settings)
     out, lse = forward.forward(tensors, problem, {}, given.turing)
     q, k, v = (t.double().transpose(1, 2) for t in (tensors.q, tensors.k, tensors.v))
     scores = q @ k.transpose(2, 3) * given.head_dim**-0.5

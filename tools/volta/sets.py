@@ -57,6 +57,9 @@ def _forward(
     tensors = AttentionTensors(q, q, q)
     if alibi:
         tensors.alibi_slopes = torch.empty(4)
-    problem = describe("forward", tensors, options(q, causal=True, softcap=softcap))
+    settings = options(
+        q, softmax_scale=None, causal=True, window_size=(-1, -1), softcap=softcap
+    )
+    problem = describe("forward", tensors, settings)
     forward.forward(tensors, problem, {}, turing)
 
