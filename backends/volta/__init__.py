@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from portattn.backends.common.trial import try_out
-from portattn.backends.volta import forward, program
+from portattn.backends.volta import decode, forward, program
 from portattn.backends.volta.variants import TILES
 from portattn.dispatch import device as devices
 from portattn.dispatch.backend import AttentionTensors, Config, Gradients
@@ -59,8 +59,10 @@ class VoltaBackend:
         return reasons
 
     def describe(self, problem: AttentionProblem, device: Device) -> str:
+        if problem.operation == "decode" and decode.splits_keys(problem):
+            return "CUDA decode split over keys, m8n8k4"
         product = "m8n8k4" if device.family in _WITHOUT_LDMATRIX else "m16n8k8"
-        return f"CUDA {problem.operation}, {product}"
+        return f"CUDA forward, {product}"
 
     def probe(self, device: Device) -> None:
         """Compare a small problem of each operation with the definition."""
@@ -76,7 +78,7 @@ class VoltaBackend:
         self, tensors: AttentionTensors, problem: AttentionProblem, config: Config
     ) -> tuple[Tensor, Tensor]:
         with torch.cuda.device(tensors.q.device):
-            return forward.forward(tensors, problem, config, _turing(tensors.q))
+            return decode.decode(tensors, problem, config, _turing(tensors.q))
 
     def backward(
         self,

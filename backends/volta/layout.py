@@ -72,10 +72,12 @@ class KernelProblem(ctypes.Structure):
                 "row_tiles",
                 "heavy_first",
                 "splits",
+                "keys_per_split",
             )
         ),
         ("scale", _FLOAT),
         ("softcap", _FLOAT),
+        ("partial", _POINTER),
     ]
 
 

@@ -13,8 +13,12 @@ from portattn.dispatch.problem import AttentionProblem
 
 KERNELS = Path(__file__).parent / "kernels"
 # Query rows of a block (a warp has a quarter of them) and keys of a tile.
-TILES = {"forward": {"block_m": (64, 128), "block_n": (32, 48, 64)}}
+TILES = {
+    "forward": {"block_m": (64, 128), "block_n": (32, 48, 64)},
+    "decode": {"keys_per_split": (128, 256, 512, 1024, 2048, 4096)},
+}
 WARPS = 4
+_FILES = {"forward": "forward.cu", "decode": "decode.cu", "join": "decode.cu"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Variant:
     def parts(self) -> tuple[Path, ...]:
         """Files that make up the kernel, in order."""
         tiles = "turing_tiles.cuh" if self.turing else "volta_tiles.cuh"
-        names = ("primitives.cuh", "problem.cuh", tiles, f"{self.kernel}.cu")
+        names = ("primitives.cuh", "problem.cuh", tiles, _FILES[self.kernel])
         return tuple(KERNELS / name for name in names)
 
     @property

@@ -75,9 +75,7 @@ DEVICE void put(const uint4 (&from)[LOADS], unsigned at, bool only_finite) {
   if (chunk >= CHUNKS) return;
   UNROLL for (int x = 0; x < LOADS; x++) {
     const int row = threadIdx.x / ROW_CHUNKS + x * ROW_STEP;
-    uint4 v = from[x];
-    if (VALUES && only_finite)
-      v = {finite_halves(v.x), finite_halves(v.y), finite_halves(v.z), finite_halves(v.w)};
+    const uint4 v = VALUES && only_finite ? finite_chunk(from[x]) : from[x];
     const int order = VALUES ? swizzle_v(row) : swizzle_k(row);
     store_shared(at + row * PITCH + ((chunk ^ order) << 4), v);
   }

@@ -26,8 +26,9 @@ struct Problem {
   long long table_stride;
   int page_size, batch, heads, group, seqlen_q, seqlen_k, head_dim, head_dim_v;
   int left, right;  // a window's sides, -1 is unbounded
-  int row_tiles, heavy_first, splits;
+  int row_tiles, heavy_first, splits, keys_per_split;
   float scale, softcap;
+  float* partial;  // decode: [batch, head, split, D + 2], the output, its maximum and its sum
 };
 
 // Where one sequence's rows and keys lie.
@@ -87,6 +88,11 @@ DEVICE uint4 load_chunk(
        halves_of_bfloat16(v.w)};
 #endif
   return v;
+}
+
+// A chunk of v without NaN and infinities.
+DEVICE uint4 finite_chunk(uint4 v) {
+  return {finite_halves(v.x), finite_halves(v.y), finite_halves(v.z), finite_halves(v.w)};
 }
 
 DEVICE unsigned short element_of(float x) {

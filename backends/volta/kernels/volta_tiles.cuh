@@ -76,9 +76,9 @@ DEVICE void multiply_qk(float (&s)[MT][NT][8], unsigned q, unsigned k) {
   }
 }
 
-// a[8]: p[2 q + h] of a 16 x 16 tile as the A operands of four k-steps, two registers each: the
-// quad-pair's own keys, then those of lane ^ 4.
-DEVICE void rearrange(unsigned (&a)[8], const unsigned (&p)[4]) {
+// a[4]: p[2 q + h] of an 8 x 8 tile of each quad-pair as the A operands of two k-steps, two
+// registers each: keys 0, 1, 4, 5, then 2, 3, 6, 7 of what it holds.
+DEVICE void own_keys(unsigned* a, const unsigned (&p)[4]) {
   const bool second = lane_id() & 2;
   const unsigned mine0 = second ? p[2] : p[0], mine1 = second ? p[3] : p[1];
   const unsigned got0 = exchange(second ? p[0] : p[2], 2), got1 = exchange(second ? p[1] : p[3], 2);
@@ -86,6 +86,11 @@ DEVICE void rearrange(unsigned (&a)[8], const unsigned (&p)[4]) {
   a[1] = second ? got1 : mine1;
   a[2] = second ? mine0 : got0;
   a[3] = second ? mine1 : got1;
+}
+
+// a[8]: the same, then the keys of lane ^ 4.
+DEVICE void all_keys(unsigned (&a)[8], const unsigned (&p)[4]) {
+  own_keys(a, p);
   UNROLL for (int e = 0; e < 4; e++) a[4 + e] = exchange(a[e], 4);
 }
 
@@ -98,7 +103,7 @@ DEVICE void multiply_pv(float (&o)[MT][DT][8], const unsigned (&p)[MT][NT][4], u
   const unsigned own = v + (key + 4 * c) * PITCH, other = v + (key + 4 * (c ^ 1)) * PITCH;
   UNROLL for (int n = 0; n < NT; n++) {
     unsigned a[MT][8];
-    UNROLL for (int t = 0; t < MT; t++) rearrange(a[t], p[t][n]);
+    UNROLL for (int t = 0; t < MT; t++) all_keys(a[t], p[t][n]);
     UNROLL for (int step = 0; step < 4; step++) {
       const unsigned at = (step < 2 ? own : other) + (16 * n + 2 * (step & 1)) * PITCH;
       UNROLL for (int j = 0; j < DT / 2; j++) {

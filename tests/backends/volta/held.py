@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from portattn.backends.volta import VoltaBackend, forward
+from portattn.backends.volta import VoltaBackend, decode, forward
 from portattn.dispatch.backend import AttentionTensors
 from portattn.dispatch.device import Device
 from portattn.dispatch.problem import AttentionProblem
@@ -30,7 +30,8 @@ TAKEN = [case for case in CASES if declared(case, torch.float16)]
 def run(
     t: AttentionTensors, problem: AttentionProblem, turing: bool
 ) -> dict[str, torch.Tensor]:
-    out, lse = forward.forward(t, problem, {}, turing)
+    call = decode.decode if problem.operation == "decode" else forward.forward
+    out, lse = call(t, problem, {}, turing)
     return {"out": out, "lse": lse}
 
 
