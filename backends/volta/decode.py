@@ -7,7 +7,7 @@ from torch import Tensor
 
 from portattn.backends.volta import forward, program
 from portattn.backends.volta.layout import kernel_problem, readable
-from portattn.backends.volta.variants import Variant, padded, problem_constants
+from portattn.backends.volta.variants import WARPS, Variant, padded, problem_constants
 from portattn.dispatch.backend import AttentionTensors, Config
 from portattn.dispatch.problem import AttentionProblem
 
@@ -38,7 +38,8 @@ def decode(
         call.partial = partial.data_ptr()
     groups = problem.batch * problem.kv_heads * -(-call.group // _ROWS)
     variant = Variant("decode", False, tuple(constants.items()))
-    program.launch(variant, groups * call.splits, 4 * _ROWS * (dim + 2) * 4, call)
+    shared = 4 * WARPS * _ROWS * (dim + 2) + _ROWS * (128 if dim <= 64 else 256)
+    program.launch(variant, groups * call.splits, shared, call)
     if call.splits > 1:
         program.launch(Variant("join", False, variant.constants), rows, 0, call)
     return out, lse

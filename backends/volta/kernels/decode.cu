@@ -1,7 +1,7 @@
 // Decoding: one new query a sequence, split over its keys. K and V go from memory to fragments.
 //
 // An mma.m8n8k4 takes the 8 query heads that share a kv head times 32 keys, 8 for each quad-pair:
-// there is nothing to share between lanes, so nothing goes through shared memory. In a warp's 32
+// no lane's keys serve another, so nothing but q lies in shared memory. In a warp's 32
 // keys a lane reads
 //
 //   k  key 8 pair + i + 4 hi, whole row                     (B, column-major)
@@ -17,6 +17,7 @@
 #define THREADS (32 * WARPS)
 #define CHUNKS (D / 8)
 #define ROWS 8
+#define PITCH (D <= 64 ? 128 : 256)
 
 // One warp's rows: output, maximum and sum in base 2.
 struct State {
@@ -24,12 +25,14 @@ struct State {
   float m[2], l[2];
 };
 
-DEVICE void load_q(uint4 (&q)[CHUNKS], const Problem& p, const Sequence& s, int first_head,
-                   int heads) {
-  const int l = lane_id(), row = (l & 3) + 4 * (l >> 4);
-  const unsigned short* data = p.q.data + s.b * p.q.batch + (first_head + row) * p.q.head;
-  UNROLL for (int c = 0; c < CHUNKS; c++)
-    q[c] = load_chunk(data, p.q.dim, 8 * c, p.head_dim, row < heads);
+// The queries of the group, 0 for rows past its last head; all warps read the same.
+DEVICE void load_q(const Problem& p, const Sequence& s, int first_head, int heads, unsigned at) {
+  for (int x = threadIdx.x; x < ROWS * CHUNKS; x += THREADS) {
+    const int row = x / CHUNKS, chunk = x % CHUNKS;
+    const unsigned short* data = p.q.data + s.b * p.q.batch + (first_head + row) * p.q.head;
+    store_shared(at + row * PITCH + ((chunk ^ row) << 4),
+                 load_chunk(data, p.q.dim, 8 * chunk, p.head_dim, row < heads));
+  }
 }
 
 // The weights of 32 keys from `base` on, and the state rescaled to them.
@@ -66,18 +69,19 @@ DEVICE void softmax(unsigned (&weights)[4], State& state, float (&x)[8], const P
 }
 
 // Adds 32 keys from `base` on.
-DEVICE void attend(State& state, const uint4 (&q)[CHUNKS], const Problem& p, const Sequence& s,
+DEVICE void attend(State& state, unsigned q, const Problem& p, const Sequence& s,
                    const unsigned short* k, const unsigned short* v, int first_head,
                    const float (&slope)[2], int base, int last) {
   const int l = lane_id(), i = l & 3, hi = l >> 4, first = base + 8 * ((l >> 2) & 3);
-  const int key = first + i + 4 * hi;
+  const int mine = i + 4 * hi, key = first + mine;
   const unsigned short* row = k + key_offset(p, p.k, s, key);
   const bool sees = key < last && in_window(p, s, 0, key);
   float x[8] = {0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f};
   UNROLL for (int c = 0; c < CHUNKS; c++) {
     const uint4 b = load_chunk(row, p.k.dim, 8 * c, p.head_dim, sees);
-    mma884_col(x, q[c].x, q[c].y, b.x, b.y);
-    mma884_col(x, q[c].z, q[c].w, b.z, b.w);
+    const uint4 a = load_shared(q + mine * PITCH + ((c ^ mine) << 4));
+    mma884_col(x, a.x, a.y, b.x, b.y);
+    mma884_col(x, a.z, a.w, b.z, b.w);
   }
   unsigned weights[4], a[4];
   softmax(weights, state, x, p, s, first_head, slope, base, last);
@@ -145,26 +149,27 @@ KERNEL(THREADS, BLOCKS) decode(const Problem p) {
   const int from = larger(start, lo / 32 * 32), last = smaller(start + p.keys_per_split, hi);
 
   State state;
-  UNROLL for (int q = 0; q < 2; q++) {
-    state.m[q] = -INFINITE;
-    state.l[q] = 0.f;
+  UNROLL for (int e = 0; e < 2; e++) {
+    state.m[e] = -INFINITE;
+    state.l[e] = 0.f;
   }
   UNROLL for (int n = 0; n < D / 8; n++)
     UNROLL for (int e = 0; e < 8; e++) state.o[n][e] = 0.f;
   float slope[2] = {0.f, 0.f};
 #if ALIBI
-  UNROLL for (int q = 0; q < 2; q++) {
-    const int row = (lane_id() & 1) + 2 * q + 4 * (lane_id() >> 4);
-    slope[q] = row < heads ? p.slopes[s.b * p.slopes_batch + first_head + row] : 0.f;
+  UNROLL for (int e = 0; e < 2; e++) {
+    const int row = (lane_id() & 1) + 2 * e + 4 * (lane_id() >> 4);
+    slope[e] = row < heads ? p.slopes[s.b * p.slopes_batch + first_head + row] : 0.f;
   }
 #endif
-  uint4 q[CHUNKS];
-  load_q(q, p, s, first_head, heads);
+  const unsigned shares = shared_base(), warp_bytes = ROWS * SHARE * 4;
+  const unsigned q = shares + WARPS * warp_bytes;
+  load_q(p, s, first_head, heads, q);
+  __syncthreads();
   const unsigned short *k = key_base(p.k, s, kv_head), *v = key_base(p.v, s, kv_head);
   NO_UNROLL for (int base = from + 32 * warp_id(); base < last; base += 32 * WARPS)
     attend(state, q, p, s, k, v, first_head, slope, base, last);
 
-  const unsigned shares = shared_base(), warp_bytes = ROWS * SHARE * 4;
   put_share(state, shares + warp_id() * warp_bytes);
   __syncthreads();
   NO_UNROLL for (int x = threadIdx.x; x < heads * D; x += THREADS) {
