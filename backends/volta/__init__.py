@@ -7,7 +7,7 @@ from torch import Tensor
 
 from portattn.backends.common.trial import try_out
 from portattn.backends.volta import decode, forward, program
-from portattn.backends.volta.variants import TILES
+from portattn.backends.volta.variants import TILES, forward_tile, is_fused, padded, tile_reasons
 from portattn.dispatch import device as devices
 from portattn.dispatch.backend import AttentionTensors, Config, Gradients
 from portattn.dispatch.capability import Capability
@@ -57,6 +57,16 @@ class VoltaBackend:
             cause = program.missing(device.family)
             reasons += [] if cause is None else [cause]
         return reasons
+
+    def tuning_reasons_against(
+        self, kernel: str, config: Config, problem: AttentionProblem, device: Device
+    ) -> list[str]:
+        if kernel != "volta.forward":
+            return []
+        dim = padded(max(problem.head_dim, problem.head_dim_v))
+        turing = device.family not in _WITHOUT_LDMATRIX
+        tile = forward_tile(dim, turing, is_fused(problem), config)
+        return tile_reasons(tile, dim, device.family)
 
     def describe(self, problem: AttentionProblem, device: Device) -> str:
         if problem.operation == "decode" and decode.splits_keys(problem):

@@ -18,6 +18,8 @@ TILES = {
     "decode": {"keys_per_split": (128, 256, 512, 1024, 2048, 4096)},
 }
 WARPS = 4
+# Of one block (CUDA programming guide, compute capabilities).
+SHARED_KIB = {"sm_70": 96, "sm_72": 96, "sm_75": 64}
 _FILES = {"forward": "forward.cu", "decode": "decode.cu", "join": "decode.cu"}
 
 
@@ -68,6 +70,19 @@ class Tile:
         """q beside one buffer that k and v take turns in; rows are padded to a power of two."""
         pitch = 128 if head_dim <= 64 else 256 if head_dim <= 128 else 512
         return (self.block_m + self.block_n) * pitch
+
+
+def tile_reasons(tile: Tile, head_dim: int, family: str) -> list[str]:
+    """Why a tile of the forward can't run on a family: shared memory, or registers at the least."""
+    reasons = []
+    shared, limit = tile.shared_bytes(head_dim) // 1024, SHARED_KIB.get(family)
+    if limit is not None and shared > limit:
+        reasons.append(f"needs {shared} KiB of shared memory, a block has {limit}")
+    # Outputs, scores, and a tile of k or v on its way.
+    held = tile.block_m * (head_dim + tile.block_n) + tile.block_n * head_dim // 2
+    if held > 255 * 32 * WARPS:
+        reasons.append(f"needs at least {held // (32 * WARPS)} registers a thread, there are 255")
+    return reasons
 
 
 def padded(head_dim: int) -> int:
