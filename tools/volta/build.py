@@ -9,6 +9,7 @@ PORTATTN_VOLTA_PTX=OUT then makes the backend load them.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from portattn.backends.volta.variants import Variant
 from tools.volta import nvrtc, sets
 
 
-def build(variants: list[Variant], out: Path) -> None:
+def build(variants: Iterable[Variant], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
     def one(variant: Variant) -> None:
@@ -35,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     variants = sets.common(turing=False)
     if options.tests:
-        variants += sets.of_tests(turing=False)
+        variants |= sets.of_tests(turing=False)
     build(variants, options.out)
     size = sum(path.stat().st_size for path in options.out.glob("*.ptx")) / 2**20
     print(f"{len(variants)} kernels, {size:.1f} MiB in {options.out}")

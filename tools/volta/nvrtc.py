@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import subprocess
 import tempfile
 from functools import cache
@@ -71,8 +72,8 @@ def ptx(source: str, architecture: str) -> bytes:
     return text.raw[: size.value].rstrip(b"\0")
 
 
-def assemble(text: bytes, architecture: str) -> Built:
-    """PTX through ptxas and nvdisasm for "sm_70" or the like."""
+def assemble(text: bytes, architecture: str, kernel: str) -> Built:
+    """One kernel of PTX through ptxas and nvdisasm for "sm_70" or the like."""
     tools = folder() / "triton/backends/nvidia/bin"
     with tempfile.TemporaryDirectory() as scratch:
         source, cubin = Path(scratch) / "kernel.ptx", Path(scratch) / "kernel.cubin"
@@ -80,12 +81,12 @@ def assemble(text: bytes, architecture: str) -> Built:
         ptxas = folder() / "nvidia/cuda_nvcc/bin/ptxas"
         said = _run(ptxas, "-v", f"-arch={architecture}", source, "-o", cubin).stderr
         sass = _run(tools / "nvdisasm", "-c", cubin).stdout
-    words = said.replace(",", "").split()
-    return Built(
-        int(words[words.index("registers") - 1]),
-        sum(int(words[i - 2]) for i, word in enumerate(words) if word == "spill"),
-        sass,
-    )
+    about = said.partition(f"Compiling entry function '{kernel}'")[2].partition("Compiling")[0]
+    code = sass.partition(f".text.{kernel}:")[2].partition("//----")[0]
+    registers = re.search(r"Used (\d+) registers", about)
+    assert registers and code, said
+    spilled = sum(int(size) for size in re.findall(r"(\d+) bytes spill", about))
+    return Built(int(registers[1]), spilled, code)
 
 
 def _run(tool: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
