@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from portattn.backends.common.trial import try_out
-from portattn.backends.volta import decode, forward, program
+from portattn.backends.volta import backward, decode, forward, program
 from portattn.backends.volta.variants import TILES, forward_tile, is_fused, padded, tile_reasons
 from portattn.dispatch import device as devices
 from portattn.dispatch.backend import AttentionTensors, Config, Gradients
@@ -27,6 +27,7 @@ class VoltaBackend:
         dtypes=frozenset({torch.float16, torch.bfloat16}),
         operations={
             "forward": frozenset({"dense", "varlen"}),
+            "backward": frozenset({"dense", "varlen"}),
             "decode": frozenset({"cache"}),
         },
         features=frozenset(
@@ -44,6 +45,7 @@ class VoltaBackend:
                 "paged",
                 "leftpad",
                 "strided",
+                "lse_grad",
             }
         ),
         max_head_dim=256,
@@ -53,6 +55,8 @@ class VoltaBackend:
 
     def reasons_against(self, problem: AttentionProblem, device: Device) -> list[str]:
         reasons = self.capability.reasons_against(problem, device)
+        if problem.operation == "backward":
+            reasons += backward.reasons_against(problem)
         if not reasons:
             cause = program.missing(device.family)
             reasons += [] if cause is None else [cause]
@@ -72,7 +76,8 @@ class VoltaBackend:
         if problem.operation == "decode" and decode.splits_keys(problem):
             return "CUDA decode split over keys, m8n8k4"
         product = "m8n8k4" if device.family in _WITHOUT_LDMATRIX else "m16n8k8"
-        return f"CUDA forward, {product}"
+        operation = "backward" if problem.operation == "backward" else "forward"
+        return f"CUDA {operation}, {product}"
 
     def probe(self, device: Device) -> None:
         """Compare a small problem of each operation with the definition."""
@@ -100,7 +105,10 @@ class VoltaBackend:
         problem: AttentionProblem,
         config: Config,
     ) -> Gradients:
-        raise NotImplementedError("capability.operations has no backward")
+        with torch.cuda.device(tensors.q.device):
+            return backward.backward(
+                grad_out, grad_lse, out, lse, tensors, problem, _turing(tensors.q)
+            )
 
 
 def _turing(tensor: Tensor) -> bool:

@@ -77,6 +77,8 @@ class KernelProblem(ctypes.Structure):
         ),
         ("scale", _FLOAT),
         ("softcap", _FLOAT),
+        *((name, Rows) for name in ("grad_out", "dq", "dk", "dv")),
+        ("delta", _POINTER),
         ("partial", _POINTER),
     ]
 
@@ -86,10 +88,10 @@ def kernel_problem(
 ) -> KernelProblem:
     """The call as its kernel takes it; the tensors must outlive the launch."""
     filled = KernelProblem(
-        q=_rows(tensors.q),
-        k=_rows(tensors.k),
-        v=_rows(tensors.v),
-        out=_rows(out),
+        q=rows_of(tensors.q),
+        k=rows_of(tensors.k),
+        v=rows_of(tensors.v),
+        out=rows_of(out),
         lse=lse.data_ptr(),
         lse_batch=lse.stride(0) if lse.dim() == 3 else 0,
         lse_head=lse.stride(-2),
@@ -134,7 +136,7 @@ def _fill_terms(
         filled.sinks = tensors.sinks.data_ptr()
 
 
-def _rows(tensor: Tensor) -> Rows:
+def rows_of(tensor: Tensor) -> Rows:
     strides = tensor.stride()
     return Rows(tensor.data_ptr(), *(strides if len(strides) == 4 else (0, *strides)))
 

@@ -20,7 +20,13 @@ TILES = {
 WARPS = 4
 # Of one block (CUDA programming guide, compute capabilities).
 SHARED_KIB = {"sm_70": 96, "sm_72": 96, "sm_75": 64}
-_FILES = {"forward": "forward.cu", "decode": "decode.cu", "join": "decode.cu"}
+_FILES = {
+    "forward": "forward.cu",
+    "decode": "decode.cu",
+    "join": "decode.cu",
+    "gradient_q": "backward.cu",
+    "gradient_kv": "backward.cu",
+}
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ struct Problem {
   int left, right;  // a window's sides, -1 is unbounded
   int row_tiles, heavy_first, splits, keys_per_split;
   float scale, softcap;
+  Rows grad_out, dq, dk, dv;
+  const float* delta;  // as lse
   float* partial;  // decode: [batch, head, split, D + 2], the output, its maximum and its sum
 };
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from portattn.backends.volta import program
-from tests.backends.volta.held import TAKEN, hold, run
+from tests.backends.volta.held import TAKEN, WITH_GRADIENTS, hold, hold_gradients, run
 from tests.conformance.budget import problem_of
 from tests.conformance.cases import Case, build, dense
 
@@ -38,6 +38,14 @@ def test_conformance(
     case: Case, turing: bool, generator: torch.Generator, dirty_memory: None
 ) -> None:
     hold(case, torch.float16, "cuda", turing, generator)
+
+
+@_PRODUCTS
+@pytest.mark.parametrize("case", WITH_GRADIENTS, ids=lambda case: case.name)
+def test_gradients(
+    case: Case, turing: bool, generator: torch.Generator, dirty_memory: None
+) -> None:
+    hold_gradients(case, "cuda", turing, generator)
 
 
 @_PRODUCTS

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from portattn.backends.volta import program
-from tests.backends.volta.held import TAKEN, hold
+from tests.backends.volta.held import TAKEN, WITH_GRADIENTS, hold, hold_gradients
 from tests.conformance.cases import Case
 from tools.volta import emulation
 
@@ -33,3 +33,16 @@ def test_conformance(
 ) -> None:
     monkeypatch.setattr(program, "launch", emulation.launch)
     hold(case, dtype, "cpu", turing, generator)
+
+
+@pytest.mark.parametrize("turing", [False, True], ids=["m8n8k4", "m16n8k8"])
+@pytest.mark.parametrize("case", WITH_GRADIENTS, ids=lambda case: case.name)
+def test_gradients(
+    case: Case,
+    turing: bool,
+    generator: torch.Generator,
+    dirty_memory: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(program, "launch", emulation.launch)
+    hold_gradients(case, "cpu", turing, generator)
