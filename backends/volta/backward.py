@@ -50,7 +50,6 @@ def backward(
     constants = problem_constants(tensors, problem)
     constants["ALIGNED"] = int(aligned(*_qkv(tensors), grad_out, *grads))
     dim = padded(max(problem.head_dim, problem.head_dim_v))
-    every = (("D", dim), ("BLOCK_N", _STEP), ("BLOCKS", 1), *constants.items())
     call = kernel_problem(tensors, problem, out, lse)
     call.delta = delta.data_ptr()
     for name, tensor in (("grad_out", grad_out), ("dq", dq), ("dk", dk), ("dv", dv)):
@@ -59,11 +58,15 @@ def backward(
     call.row_tiles = -(-problem.seqlen_q // _KEPT)
     blocks = call.row_tiles * problem.batch * problem.heads
     if blocks:
+        every = (("D", dim), ("BLOCK_N", _STEP), ("BLOCKS", 1), *constants.items())
         shared = (2 * _KEPT + 3 * _STEP) * pitch
         program.launch(Variant("gradient_q", turing, every), blocks, shared, call)
     blocks = -(-problem.seqlen_k // _KEPT) * problem.batch * problem.kv_heads
     if blocks:
-        shared = (2 * _KEPT + 4 * _STEP) * pitch
+        # Of m16n8k8 at large head dims the registers hold the sums and one half of a step.
+        step = _STEP // 2 if turing and dim > 64 else _STEP
+        every = (("D", dim), ("BLOCK_N", step), ("BLOCKS", 1), *constants.items())
+        shared = (2 * _KEPT + 4 * step) * pitch
         program.launch(Variant("gradient_kv", turing, every), blocks, shared, call)
     return Gradients(dq, dk, dv)
 

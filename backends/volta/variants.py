@@ -13,7 +13,7 @@ from portattn.dispatch.problem import AttentionProblem
 
 KERNELS = Path(__file__).parent / "kernels"
 # Query rows of a block (a warp has a quarter of them) and keys of a tile.
-TILES = {
+TILES: dict[str, dict[str, tuple[int, ...]]] = {
     "forward": {"block_m": (64, 128), "block_n": (32, 48, 64)},
     "decode": {"keys_per_split": (128, 256, 512, 1024, 2048, 4096)},
 }

@@ -45,9 +45,7 @@ class Loop:
     def alone(self) -> float:
         """Cycles of one tile of keys with nothing hidden between its parts."""
         special = 8 * self.special + 2 * self.conversions
-        return (
-            max(8 * self.products, 4 * self.wavefronts) + max(special, self.others) + _BARRIERS
-        )
+        return max(8 * self.products, 4 * self.wavefronts) + max(special, self.others) + _BARRIERS
 
     def teraflops(self, cycles: float) -> float:
         """Of a whole V100, on long sequences without a mask."""

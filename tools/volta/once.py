@@ -1,6 +1,6 @@
 """One call on the GPU at hand, for a profiler or a sanitizer to look at.
 
-    python -m tools.volta.once forward --head-dim 128 --seqlen 1024 [--turing]
+python -m tools.volta.once forward --head-dim 128 --seqlen 1024 [--turing]
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
         tensors.q, softmax_scale=None, causal=given.causal, window_size=(-1, -1), softcap=0.0
     )
     problem = describe("forward", tensors, settings)
-    out, lse = forward.forward(tensors, problem, {}, given.turing)
+    out, _ = forward.forward(tensors, problem, {}, given.turing)
     q, k, v = (t.double().transpose(1, 2) for t in (tensors.q, tensors.k, tensors.v))
     scores = q @ k.transpose(2, 3) * given.head_dim**-0.5
     if given.causal:

@@ -27,7 +27,9 @@ _REGISTERS = 65536
 
 def row(variant: Variant, shared: int, family: str) -> dict[str, Any]:
     """What one kernel uses on one chip."""
-    built = nvrtc.assemble(nvrtc.ptx(variant.source, family.replace("sm", "compute")), family, variant.kernel)
+    built = nvrtc.assemble(
+        nvrtc.ptx(variant.source, family.replace("sm", "compute")), family, variant.kernel
+    )
     loop = sass.main_loop(built.sass)
     allocated = -(-built.registers // 8) * 8 * variant.threads
     blocks = min(_REGISTERS // allocated, _MULTIPROCESSOR_KIB[family] * 1024 // max(shared, 1), 16)
@@ -78,6 +80,9 @@ def products(variant: Variant) -> int:
     """mma instructions of a warp for one tile of keys."""
     if variant.kernel == "decode":
         return variant["D"] // 2  # 8 rows by 32 keys, twice
+    if variant.kernel.startswith("gradient"):
+        pairs = 3 if variant.kernel == "gradient_q" else 4
+        return pairs * 16 * variant["BLOCK_N"] * variant["D"] // 1024
     return 2 * 16 * variant["ROW_TILES"] * variant["BLOCK_N"] * variant["D"] // 1024
 
 

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import torch
 
 from portattn.arguments import describe, options
-from portattn.backends.volta import decode, forward, program
+from portattn.backends.volta import backward, decode, forward, program
 from portattn.backends.volta.variants import Variant
 from portattn.dispatch.backend import AttentionTensors
 
@@ -29,7 +29,7 @@ def recording() -> Iterator[Variants]:
 
 
 def common(turing: bool) -> Variants:
-    """Forwards of every head dim, with and without features, and decoding."""
+    """Forwards of every head dim, with and without features, decoding, and backwards."""
     with recording() as seen:
         for head_dim in (32, 64, 96, 128, 192, 256):
             _forward(head_dim, turing)
@@ -38,12 +38,13 @@ def common(turing: bool) -> Variants:
         for head_dim in (64, 128):
             _decode(head_dim, turing, paged=False)
             _decode(head_dim, turing, paged=True)
+            _backward(head_dim, turing)
     return seen
 
 
 def of_tests(turing: bool) -> Variants:
     """Every variant that the conformance cases in float16 launch."""
-    from tests.backends.volta.held import TAKEN, run
+    from tests.backends.volta.held import TAKEN, WITH_GRADIENTS, run
     from tests.backends.volta.test_device import LARGE
     from tests.conformance.budget import problem_of
     from tests.conformance.cases import build
@@ -52,6 +53,12 @@ def of_tests(turing: bool) -> Variants:
         for case in (*TAKEN, LARGE):
             built = build(case, torch.float16, torch.device("cpu"), torch.Generator())
             run(built.tensors, problem_of(built.tensors, built.options), turing)
+        for case in WITH_GRADIENTS:
+            made = build(case, torch.float16, torch.device("cpu"), torch.Generator())
+            t, o = made.tensors, made.options
+            out, lse = forward.results(t.q, problem_of(t, o))
+            problem = problem_of(t, o, "backward", True)
+            backward.backward(out, lse, out, lse, t, problem, turing)
     return seen
 
 
@@ -66,9 +73,7 @@ def _forward(
     tensors = AttentionTensors(q, q, q)
     if alibi:
         tensors.alibi_slopes = torch.empty(4)
-    settings = options(
-        q, softmax_scale=None, causal=True, window_size=(-1, -1), softcap=softcap
-    )
+    settings = options(q, softmax_scale=None, causal=True, window_size=(-1, -1), softcap=softcap)
     forward.forward(tensors, describe("forward", tensors, settings), {}, turing)
 
 
@@ -78,9 +83,18 @@ def _decode(head_dim: int, turing: bool, paged: bool) -> None:
     if paged:
         tensors.block_table = torch.zeros(1, 16, dtype=torch.int32)
     else:
-        tensors.k, tensors.v = tensors.k.view(1, -1, 8, head_dim), tensors.v.view(1, -1, 8, head_dim)
+        tensors.k, tensors.v = (
+            tensors.k.view(1, -1, 8, head_dim),
+            tensors.v.view(1, -1, 8, head_dim),
+        )
     tensors.seqused_k = torch.tensor([4000], dtype=torch.int32)
-    settings = options(
-        q, softmax_scale=None, causal=True, window_size=(-1, -1), softcap=0.0
-    )
+    settings = options(q, softmax_scale=None, causal=True, window_size=(-1, -1), softcap=0.0)
     decode.decode(tensors, describe("decode", tensors, settings), {}, turing)
+
+
+def _backward(head_dim: int, turing: bool) -> None:
+    q = torch.empty(1, 256, 4, head_dim, dtype=torch.float16)
+    tensors = AttentionTensors(q, q, q)
+    settings = options(q, softmax_scale=None, causal=True, window_size=(-1, -1), softcap=0.0)
+    problem = describe("backward", tensors, settings)
+    backward.backward(q, None, q, q.new_empty(1, 4, 256).float(), tensors, problem, turing)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 
 from portattn.backends.volta import VoltaBackend, backward, decode, forward
+from portattn.dispatch import registry
 from portattn.dispatch.backend import AttentionTensors
 from portattn.dispatch.device import Device
 from portattn.dispatch.problem import AttentionProblem
-from portattn.dispatch import registry
 from tests.conformance.budget import check, expected, expected_gradients, problem_of
 from tests.conformance.cases import CASES, Case, build
 from tests.conformance.test_backends import _poisoned
@@ -39,9 +39,7 @@ def differentiable(case: Case) -> bool:
 WITH_GRADIENTS = [case for case in CASES if case.differentiable and differentiable(case)]
 
 
-def run(
-    t: AttentionTensors, problem: AttentionProblem, turing: bool
-) -> dict[str, torch.Tensor]:
+def run(t: AttentionTensors, problem: AttentionProblem, turing: bool) -> dict[str, torch.Tensor]:
     call = decode.decode if problem.operation == "decode" else forward.forward
     out, lse = call(t, problem, {}, turing)
     return {"out": out, "lse": lse}

@@ -73,9 +73,7 @@ def test_graph_capture(turing: bool, generator: torch.Generator) -> None:
     assert all(torch.equal(captured[name], fresh[name]) for name in fresh)
 
 
-def test_launch_cost(
-    generator: torch.Generator, record_property: pytest.RecordProperty
-) -> None:
+def test_launch_cost(generator: torch.Generator, record_property: pytest.RecordProperty) -> None:
     """Host time of a call, without the device's; printed, not judged: it is the machine's."""
     built = build(LARGE, torch.float16, torch.device("cuda"), generator)
     problem = problem_of(built.tensors, built.options)
