@@ -33,6 +33,7 @@ NEEDS = {
     "paged": {"page_size": 16},
     "leftpad": {"leftpad": True},
     "strided": {"unit_stride": False},
+    "kv_scale": {"kv_scale": True, "kv_dtype": torch.int8},
 }
 DEVICES = {
     "cpu": Device("cpu", "intel", "avx2", "a CPU"),
@@ -74,8 +75,8 @@ def test_dtypes_dims_operations_and_layouts(name: str) -> None:
     refused = [
         (replace(PLAIN, dtype=torch.int8), "dtype int8 is not supported"),
         (
-            replace(PLAIN, dtype=own, kv_dtype=torch.int8),
-            "keys and values of int8 are not supported",
+            replace(PLAIN, dtype=own, kv_dtype=torch.int16),
+            "keys and values of int16 are not supported",
         ),
         (
             replace(PLAIN, head_dim=capability.max_head_dim + 1),

@@ -164,6 +164,8 @@ def flat_arguments(requires_grad: bool, **changes: object) -> tuple[object, ...]
             "cache_batch_idx",
             "leftpad_k",
             "rng_state",
+            "k_scale",
+            "v_scale",
         )
     )
     values |= {
