@@ -46,6 +46,12 @@ ENTRIES = (
         "CUDA C++ kernels for Volta and Turing, through CuPy",
     ),
     Entry(
+        "ascend",
+        "portattn.backends.ascend",
+        "AscendBackend",
+        "the fused operators of torch-npu, for Ascend 910B and 910_93",
+    ),
+    Entry(
         "cpu",
         "portattn.backends.cpu",
         "CpuBackend",
