@@ -52,6 +52,12 @@ ENTRIES = (
         "the fused operators of torch-npu, for Ascend 910B and 910_93",
     ),
     Entry(
+        "ascend_tiled",
+        "portattn.backends.ascend.tiled_backend",
+        "AscendTiledBackend",
+        "a two-level tiled Triton kernel for Ascend, with softcap and sinks",
+    ),
+    Entry(
         "cpu",
         "portattn.backends.cpu",
         "CpuBackend",

@@ -40,7 +40,8 @@ def combinations() -> Iterator[object]:
                 if dtype in registry.load(name).capability.dtypes:
                     label = f"{name}-{kind}-{str(dtype).removeprefix('torch.')}"
                     marks = MARKS[kind]
-                    if (name, kind, dtype) == ("triton", "cpu", torch.float16):
+                    slow = name in ("triton", "ascend_tiled")
+                    if slow and (kind, dtype) == ("cpu", torch.float16):
                         # The interpreter is slow, and float32 goes through the same lines.
                         marks = (pytest.mark.nightly,)
                     yield pytest.param(name, kind, dtype, id=label, marks=marks)

@@ -1,0 +1,220 @@
+"""Compiles the tiled kernel for an Ascend 910B2 with the vendor's compiler; needs no CANN and no NPU.
+
+Triton -> TTIR -> linalg by triton-ascend, then to memory-planned, synchronised HIVM by
+bishengir-compile of ascendnpu-ir. The compiler stops where CANN's closed code generator would
+start. Run it where triton-ascend is the Triton that is imported (`make test-ascend`):
+
+    python tools/ascend/compile_tiled.py OUT --compiler .../ascendnpuir/bin [--only REGEX]
+
+prints one JSON line per variant, and leaves the linalg and HIVM texts in OUT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGET = "Ascend910B2"
+OPTIONS = (
+    "--enable-auto-multi-buffer=true",
+    "--enable-auto-bind-sub-block=true",
+    "--enable-hfusion-compile=true",
+    "--enable-hivm-compile=true",
+    "--enable-triton-kernel-compile=true",
+)
+POINTERS = {
+    "mask_ptr": "*i8", "sinks_ptr": "*fp32", "lse_ptr": "*fp32",
+    **dict.fromkeys(("starts_q", "starts_k", "used_k", "first_k", "rows_k", "table"), "*i32"),
+}  # fmt: skip
+FLAGS = ("VARLEN", "CACHE", "LEFTPAD", "INDEXED", "PACKED", "SINKS", "SOFTCAP", "LEFT", "RIGHT")
+
+
+def variant(block_m: int, block_n: int, dim: int = 128, dtype: str = "fp16", **on: Any) -> Any:
+    """One kernel to compile: its tile, head dim and dtype, and the constants that are set."""
+    return {"block_m": block_m, "block_n": block_n, "dim": dim, "dtype": dtype, **on}
+
+
+def variants() -> dict[str, dict[str, Any]]:
+    """Every variant by name."""
+    tiles = json.loads((ROOT / "tools/ascend/variants.json").read_text())
+    return {name: variant(**fields) for name, fields in tiles.items()}
+
+
+def probed() -> dict[str, dict[str, Any]]:
+    """The grid of first-level tiles, each with every feature that takes room beside the scores."""
+    everything = {"RIGHT": True, "LEFT": True, "SOFTCAP": True, "SINKS": True}
+    grid = itertools.product(
+        ("fp16", "fp32"), (64, 128, 256), (16, 32, 64, 128), (64, 128, 256, 512, 1024)
+    )
+    return {
+        f"{dtype} {dim} {block_m}x{block_n}": variant(block_m, block_n, dim, dtype, **everything)
+        for dtype, dim, block_m, block_n in grid
+    }
+
+
+def kernel() -> Any:
+    """The kernel of the backend, imported alone: triton-ascend's environment has no portattn."""
+    path = ROOT / "backends/ascend/tiled.py"
+    spec = importlib.util.spec_from_file_location("tiled", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tiled"] = module
+    spec.loader.exec_module(module)
+    return module.tiled_kernel
+
+
+def signature(fn: Any, chosen: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    """Triton's signature of the kernel for a variant, and its constants."""
+    dim, page = chosen["dim"], chosen.get("PAGE", 0)
+    constants: dict[str, Any] = {name: bool(chosen.get(name, False)) for name in FLAGS}
+    constants |= {
+        "GROUP": chosen.get("GROUP", 1), "D": dim, "DV": dim, "WIDTH": 1 << (dim - 1).bit_length(),
+        "WIDTH_V": 1 << (dim - 1).bit_length(), "BLOCK_M": chosen["block_m"],
+        "BLOCK_N": chosen["block_n"], "SIDE": 512, "PAGE": page,
+        "EDGE": chosen.get("EDGE", min(128, chosen["block_n"])),
+    }  # fmt: skip
+    types = {}
+    for name in fn.arg_names:
+        if name in constants:
+            continue
+        if name in ("scale", "softcap"):
+            types[name] = "fp32"
+        elif name in POINTERS or name.endswith("_ptr"):
+            types[name] = POINTERS.get(name, "*" + chosen["dtype"])
+        else:
+            types[name] = "i32"
+    return types, constants
+
+
+def to_linalg(fn: Any, types: dict[str, str], constants: dict[str, Any]) -> tuple[str, str]:
+    """The kernel as linalg, and whether it uses both units ("mix")."""
+    from triton._C.libtriton import ir
+    from triton.backends.ascend import compiler
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, make_backend
+
+    target = GPUTarget("npu", TARGET, 0)
+    backend = make_backend(target)
+    options = backend.parse_options({})
+    source = ASTSource(fn, signature=types, constants=constants)
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    implementation = backend.get_codegen_implementation()
+    module = source.make_ir(options, implementation, backend.get_module_map(), context)
+    facts = {"target": target, **options.__dict__}
+    ttir = compiler.make_ttir(module, facts, options)
+    linalg = compiler.ttir_to_linalg(ttir, facts, options, named_ops=True)
+    linalg, facts = compiler._parse_linalg_metadata(linalg, facts)
+    return linalg, facts["mix_mode"]
+
+
+def to_hivm(name: str, linalg: str, out: Path, compiler: Path) -> tuple[str | None, list[str]]:
+    """The kernel's HIVM, None where the compiler refuses it, and its errors."""
+    source = out / f"{name}.mlir"
+    source.write_text(linalg)
+    kept = out / name
+    kept.mkdir(exist_ok=True)
+    text = kept / "module.hivm.opt.mlir"
+    text.unlink(missing_ok=True)
+    command = [str(compiler / "bishengir-compile"), str(source), f"--target={TARGET}", *OPTIONS]
+    command += [f"--save-temps={kept}", "-o", str(out / f"{name}.o")]
+    path = f"{compiler}{os.pathsep}{os.environ.get('PATH', '')}"
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "PATH": path}
+    )
+    errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    return (text.read_text() if text.exists() else None), errors
+
+
+def facts_of(hivm: str) -> dict[str, Any]:
+    """Functions, the peak of each on-chip buffer in bytes, and the syncs of the innermost loop."""
+    functions = re.findall(r"func\.func @(\w+)\(", hivm)
+    return {
+        "mixed": sorted(kind for kind in ("mix_aic", "mix_aiv")
+                        if any(name.endswith(kind) for name in functions)),
+        "peaks": peaks(hivm),
+        "loop_syncs": loop_syncs(hivm),
+    }  # fmt: skip
+
+
+_SIZES = {"f16": 2, "bf16": 2, "f32": 4, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "i1": 1}
+_CAST = re.compile(
+    r"hivm\.hir\.pointer_cast\(([^)]*)\).*?memref<((?:\d+x)*)([a-z]\w*), (?:strided<[^>]*>, )?"
+    r"#hivm\.address_space<(\w+)>"
+)
+
+
+def peaks(hivm: str) -> dict[str, int]:
+    """The largest offset + size of each on-chip address space."""
+    constants = dict(re.findall(r"(%[\w]+) = arith\.constant (\d+) : i64", hivm))
+    found: dict[str, int] = {}
+    for addresses, shape, dtype, space in _CAST.findall(hivm):
+        size = _SIZES.get(dtype)
+        if size is None:
+            continue
+        for extent in filter(None, shape.split("x")):
+            size *= int(extent)
+        for address in addresses.replace(" ", "").split(","):
+            if address in constants:
+                found[space] = max(found.get(space, 0), int(constants[address]) + size)
+    return found
+
+
+def loop_syncs(hivm: str) -> dict[str, int]:
+    """Cross-core syncs inside loops, by function: static counts of a body that runs per block."""
+    counts: Counter[str] = Counter()
+    function, depth, loops = "", 0, []
+    for line in hivm.splitlines():
+        named = re.search(r"func\.func @(\w+)\(", line)
+        if named:
+            function = "aic" if named[1].endswith("mix_aic") else "aiv"
+        if re.search(r"\bscf\.(for|while)\b", line):
+            loops.append(depth)
+        depth += line.count("{") - line.count("}")
+        while loops and depth <= loops[-1]:
+            loops.pop()
+        sync = re.search(r"hivm\.hir\.sync_block_(set|wait)\b", line)
+        if sync and loops:
+            counts[f"{function}_{sync[1]}"] += 1
+    return dict(sorted(counts.items()))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--compiler", type=Path, required=True)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--probe", action="store_true", help="every tile of the probed grid")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    fn = kernel()
+    for name, chosen in (probed() if given.probe else variants()).items():
+        if not re.search(given.only, name):
+            continue
+        result: dict[str, Any] = {"name": name}
+        try:
+            linalg, result["mode"] = to_linalg(fn, *signature(fn, chosen))
+        except Exception as error:  # the front end's own exceptions, one per unsupported construct
+            text = getattr(error, "stderr", b"") or str(error)
+            result["error"] = text.decode() if isinstance(text, bytes) else text
+            result["error"] = result["error"][-600:]
+        else:
+            hivm, errors = to_hivm(name, linalg, given.out, given.compiler)
+            result |= facts_of(hivm) if hivm else {"error": "; ".join(errors)[:400]}
+        print(json.dumps(result, sort_keys=True), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
