@@ -27,7 +27,7 @@ _NO_PROBABILITY = 1e30
 
 
 class AscendBackend:
-    """npu_fusion_attention for dense and packed tensors, npu_fused_infer_attention_score for caches."""
+    """npu_fusion_attention, its gradient, and npu_fused_infer_attention_score for caches."""
 
     name = "ascend"
     capability = Capability(
@@ -113,7 +113,7 @@ class AscendBackend:
 def _sink_gradient(
     grad_out: Tensor, out: Tensor, lse: Tensor, sinks: Tensor | None
 ) -> Tensor | None:
-    """- sum over rows of p_z (g . out): the sink carries no value (backends/common/definition.py)."""
+    """-sum over rows of p_z (g . out), as backends/common/definition.py derives it."""
     if sinks is None:
         return None
     delta = (grad_out.float() * out.float()).sum(-1).transpose(-1, -2)

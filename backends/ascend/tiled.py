@@ -10,8 +10,8 @@ Over first-level blocks, with running maximum m, sum l and unnormalised output a
     m' = max(m, max_j s_j)      p_j = exp(s_j - m')      a = exp(m - m')
     l  = a l + sum_j p_j        acc = a acc + sum_j p_j v_j
 
-and at the end out = acc / l, lse = m + ln l. A sink z enters as m = z, l = 1. Hidden keys of a block
-come from windows of one triangular mask (tiling_mask.py).
+and at the end out = acc / l, lse = m + ln l. A sink z enters as m = z, l = 1. Hidden keys of a
+block come from windows of one triangular mask (tiling_mask.py).
 
 Only what upstream Triton and triton-ascend 3.2 share is used: plain pointers with masks, no tuples.
 """

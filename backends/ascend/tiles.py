@@ -52,7 +52,7 @@ def width(dim: int) -> int:
 
 
 def tile(problem: AttentionProblem, rows: int, config: Config) -> Tile:
-    """The tile for problems of `rows` query rows per program, from a profile's sizes or the table."""
+    """The tile of `rows` query rows that share keys, from a profile's sizes or the table."""
     block_m = config.get("block_m", _FEW_ROWS if rows <= _FEW_ROWS else _ROWS)
     probed = max(64, width(max(problem.head_dim, problem.head_dim_v)))
     itemsize = 4 if problem.dtype == torch.float32 else 2

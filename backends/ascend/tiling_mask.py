@@ -1,8 +1,8 @@
-"""One triangular mask for every block of scores (the tiling-mask of FastAttention, arXiv 2410.16663).
+"""One triangular mask for every block of scores: FastAttention's tiling-mask (arXiv 2410.16663).
 
 The mask M is 2m x 2m, M[r, c] = 1 where c > r, and nothing else is ever stored. Of a block of b1
 rows and b2 keys, whose first row sees keys up to `delta` (counted from the block's first key), the
-element (i, j) is hidden where j > i + delta. A window of M that starts at (r, c) hides j > i + r - c:
+element (i, j) is hidden where j > i + delta. A window of M from (r, c) on hides j > i + r - c:
 
     r = clamp(delta, 0, b2)        c = clamp(-delta, 0, b1)
 

@@ -1,4 +1,4 @@
-"""Compiles the tiled kernel for an Ascend 910B2 with the vendor's compiler; needs no CANN and no NPU.
+"""Compiles the tiled kernel for an Ascend 910B2 with the vendor's compiler, without CANN or NPU.
 
 Triton -> TTIR -> linalg by triton-ascend, then to memory-planned, synchronised HIVM by
 bishengir-compile of ascendnpu-ir. The compiler stops where CANN's closed code generator would
