@@ -39,15 +39,37 @@ POINTERS = {
 FLAGS = ("VARLEN", "CACHE", "LEFTPAD", "INDEXED", "PACKED", "SINKS", "SOFTCAP", "LEFT", "RIGHT")
 
 
-def variant(block_m: int, block_n: int, dim: int = 128, dtype: str = "fp16", **on: Any) -> Any:
-    """One kernel to compile: its tile, head dim and dtype, and the constants that are set."""
-    return {"block_m": block_m, "block_n": block_n, "dim": dim, "dtype": dtype, **on}
-
-
 def variants() -> dict[str, dict[str, Any]]:
-    """Every variant by name."""
-    tiles = json.loads((ROOT / "tools/ascend/variants.json").read_text())
-    return {name: variant(**fields) for name, fields in tiles.items()}
+    """Every variant that is compiled for each change, by name.
+
+    A variant is its tile, head dim and dtype, and the kernel's constants that are set.
+    """
+    base = {"block_m": 64, "block_n": 512, "dim": 128, "dtype": "fp16"}
+    decode = {**base, "block_m": 16, "block_n": 1024, "CACHE": True, "PACKED": True, "GROUP": 4}
+    causal = {**base, "RIGHT": True}
+    return {
+        "plain, 512 keys": base,
+        "plain, 256 keys": {**base, "block_n": 256},
+        "plain, 128 keys": {**base, "block_n": 128},
+        "causal": causal,
+        "causal, bfloat16": {**causal, "dtype": "bf16"},
+        "causal, float32": {**causal, "dtype": "fp32"},
+        "causal, head dim 64": {**causal, "dim": 64},
+        "causal, head dim 96": {**causal, "dim": 96},
+        "causal, head dim 256": {**causal, "dim": 256},
+        "causal, few rows": {**causal, "block_m": 16, "block_n": 1024},
+        "causal, varlen": {**causal, "VARLEN": True},
+        "causal, grouped heads": {**causal, "GROUP": 4},
+        "window": {**causal, "LEFT": True},
+        "softcap and sinks": {**causal, "SOFTCAP": True, "SINKS": True},
+        "everything": {**causal, "LEFT": True, "SOFTCAP": True, "SINKS": True},
+        "decode": decode,
+        "decode, sinks": {**decode, "SINKS": True},
+        "decode, leftpad, rows of the cache": {**decode, "LEFTPAD": True, "INDEXED": True},
+        "decode, pages of 128": {**decode, "block_n": 128, "PAGE": 128},
+        "decode, pages of 16": {**decode, "block_n": 16, "PAGE": 16},
+        "prefill over pages of 128": {**causal, "CACHE": True, "block_n": 128, "PAGE": 128},
+    }
 
 
 def probed() -> dict[str, dict[str, Any]]:
@@ -57,9 +79,11 @@ def probed() -> dict[str, dict[str, Any]]:
         ("fp16", "fp32"), (64, 128, 256), (16, 32, 64, 128), (64, 128, 256, 512, 1024)
     )
     return {
-        f"{dtype} {dim} {block_m}x{block_n}": variant(block_m, block_n, dim, dtype, **everything)
-        for dtype, dim, block_m, block_n in grid
-    }
+        f"{dtype} {dim} {rows}x{keys}": {
+            "block_m": rows, "block_n": keys, "dim": dim, "dtype": dtype, **everything
+        }
+        for dtype, dim, rows, keys in grid
+    }  # fmt: skip
 
 
 def kernel() -> Any:
@@ -203,6 +227,7 @@ def main() -> int:
         if not re.search(given.only, name):
             continue
         result: dict[str, Any] = {"name": name}
+        name = re.sub(r"[ ,]+", "-", name)
         try:
             linalg, result["mode"] = to_linalg(fn, *signature(fn, chosen))
         except Exception as error:  # the front end's own exceptions, one per unsupported construct

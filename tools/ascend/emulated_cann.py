@@ -2,10 +2,11 @@
 
     python tools/ascend/emulated_cann.py OUT
 
-writes libascendcl.so and the names beside it into OUT. Device memory is host memory and streams do
-nothing; kernels don't exist. With OUT in LD_LIBRARY_PATH the real torch-npu registers its operators,
-their schemas and meta kernels, which is what is compared with our calls. It says nothing about CANN.
-Keep ASCEND_LAUNCH_BLOCKING=1, or an operator that isn't there silently leaves its output as it was.
+writes libascendcl.so and the names beside it into OUT. Device memory is host memory, streams do
+nothing, and there are no kernels. With OUT in LD_LIBRARY_PATH the real torch-npu registers its
+operators with their schemas and meta kernels, which our calls are compared with. It says nothing
+about CANN. Keep ASCEND_LAUNCH_BLOCKING=1, or an operator
+that isn't there silently leaves its output as it was.
 """
 
 from __future__ import annotations

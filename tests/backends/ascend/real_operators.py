@@ -22,7 +22,7 @@ from portattn.dispatch import registry
 from portattn.dispatch.backend import AttentionTensors
 from portattn.dispatch.problem import AttentionProblem
 from tests.conformance.budget import problem_of
-from tests.conformance.cases import CASES, Case, build
+from tests.conformance.cases import CASES, build
 
 CPU = torch.device("cpu")
 PAGED = [

@@ -37,8 +37,8 @@ def test_real_torch_npu_takes_every_call() -> None:
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     counts = json.loads(done.stdout.splitlines()[-1])  # torch-npu greets on stdout
-    assert counts["npu_fusion_attention"] >= 50
-    assert counts["npu_fusion_attention_grad"] >= 50
+    assert counts["npu_fusion_attention"] >= 40
+    assert counts["npu_fusion_attention_grad"] >= 40
     assert counts["npu_fused_infer_attention_score"] >= 4
     assert counts["npu_fused_infer_attention_score_v2"] >= 4
     assert counts["refused"] == 3

@@ -1,4 +1,4 @@
-"""The vendor route: what it passes, what it makes of the answer, and what it refuses in which words.
+"""The vendor route: what it passes, what it makes of the answer, and what it refuses, and how.
 
 The operators' own arithmetic needs a chip; their names, arguments and shapes are compared with the
 real torch-npu by test_real_operators.py.
