@@ -4,7 +4,7 @@ Triton -> TTIR -> linalg by triton-ascend, then to memory-planned, synchronised 
 bishengir-compile of ascendnpu-ir. The compiler stops where CANN's closed code generator would
 start. Run it where triton-ascend is the Triton that is imported (`make test-ascend`):
 
-    python tools/ascend/compile_tiled.py OUT --compiler .../ascendnpuir/bin [--only REGEX]
+    python tools/ascend/compile_tiled.py OUT --compiler .../ascendnpuir/bin [--set probe]
 
 prints one JSON line per variant, and leaves the linalg and HIVM texts in OUT.
 """
@@ -12,7 +12,6 @@ prints one JSON line per variant, and leaves the linalg and HIVM texts in OUT.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
 import os
@@ -23,7 +22,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from portattn.backends.ascend import tiles
+from portattn.backends.ascend.tiled import tiled_kernel
+
 TARGET = "Ascend910B2"
 OPTIONS = (
     "--enable-auto-multi-buffer=true",
@@ -86,15 +87,17 @@ def probed() -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def kernel() -> Any:
-    """The kernel of the backend, imported alone: triton-ascend's environment has no portattn."""
-    path = ROOT / "backends/ascend/tiled.py"
-    spec = importlib.util.spec_from_file_location("tiled", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tiled"] = module
-    spec.loader.exec_module(module)
-    return module.tiled_kernel
+def combinations() -> dict[str, dict[str, Any]]:
+    """Each tile that the backend uses, with each set of the features that its buffers notice."""
+    found = {}
+    for (size, dim, rows), keys in tiles.KEYS.items():
+        for flags in itertools.product((False, True), repeat=4):
+            chosen = dict(zip(("RIGHT", "LEFT", "SOFTCAP", "SINKS"), flags, strict=True))
+            dtype = {2: "fp16", 4: "fp32"}[size]
+            on = "+".join(name.lower() for name, flag in chosen.items() if flag) or "plain"
+            tile = {"block_m": rows, "block_n": keys, "dim": dim, "dtype": dtype}
+            found[f"{dtype} {dim} {rows}x{keys} {on}"] = {**tile, **chosen}
+    return found
 
 
 def signature(fn: Any, chosen: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
@@ -104,8 +107,8 @@ def signature(fn: Any, chosen: dict[str, Any]) -> tuple[dict[str, str], dict[str
     constants |= {
         "GROUP": chosen.get("GROUP", 1), "D": dim, "DV": dim, "WIDTH": 1 << (dim - 1).bit_length(),
         "WIDTH_V": 1 << (dim - 1).bit_length(), "BLOCK_M": chosen["block_m"],
-        "BLOCK_N": chosen["block_n"], "SIDE": 512, "PAGE": page,
-        "EDGE": chosen.get("EDGE", min(128, chosen["block_n"])),
+        "BLOCK_N": chosen["block_n"], "SIDE": tiles.MASK_SIDE, "PAGE": page,
+        "EDGE": min(tiles.EDGE, chosen["block_n"]),
     }  # fmt: skip
     types = {}
     for name in fn.arg_names:
@@ -219,11 +222,12 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--compiler", type=Path, required=True)
     parser.add_argument("--only", default="")
-    parser.add_argument("--probe", action="store_true", help="every tile of the probed grid")
+    sets = {"variants": variants, "probe": probed, "combinations": combinations}
+    parser.add_argument("--set", choices=sets, default="variants")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    fn = kernel()
-    for name, chosen in (probed() if given.probe else variants()).items():
+    fn = tiled_kernel
+    for name, chosen in sets[given.set]().items():
         if not re.search(given.only, name):
             continue
         result: dict[str, Any] = {"name": name}
