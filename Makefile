@@ -22,7 +22,12 @@ BIN := $(VENV)/bin
 # Spinning OpenMP threads that share a core with anything else take a hundred times as long.
 ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: help demo test nightly test-gpu test-volta test-volta-gpu sanitize sanitize-gpu defects clean
+# The vendor's packages for Ascend, each set in a folder of its own: triton-ascend is installed as
+# triton, and torch-npu takes over torch's devices.
+ASCEND ?= .ascend
+
+.PHONY: help demo test nightly test-gpu test-volta test-volta-gpu test-ascend
+.PHONY: sanitize sanitize-gpu defects clean
 
 help:
 	@echo "make demo      install into $(VENV), ask a small model a question, show which kernels ran"
@@ -31,10 +36,11 @@ help:
 	@echo "make test-gpu  the tests that need an NVIDIA GPU"
 	@echo "make test-volta      the volta kernels, compiled for sm_70 and sm_75 and emulated on the CPU"
 	@echo "make test-volta-gpu  the volta kernels on an NVIDIA GPU of any generation"
+	@echo "make test-ascend  compile for Ascend and bind to the real torch-npu; no NPU is needed"
 	@echo "make sanitize  the CPU kernels under address, undefined-behaviour and thread sanitizers"
 	@echo "make sanitize-gpu  the Triton kernels under compute-sanitizer, on a GPU"
 	@echo "make defects   seed defects into the CPU kernels: the tests must catch them"
-	@echo "make clean     remove $(VENV) and what builds leave behind"
+	@echo "make clean     remove $(VENV), $(ASCEND) and what builds leave behind"
 
 demo: $(VENV)/.demo
 	HF_HUB_OFFLINE=1 $(BIN)/portattn generate "$(PROMPT)" --max-new-tokens 32
@@ -64,6 +70,9 @@ test-volta-gpu: $(VENV)/.dev $(VENV)/.cuda12
 	PORTATTN_CUDA12=$(VENV)/cuda12 $(BIN)/python -m tools.volta.build $(VENV)/volta-ptx --tests
 	$(ENV) PORTATTN_VOLTA_PTX=$(VENV)/volta-ptx $(BIN)/python -m pytest tests/backends/volta -m gpu -n auto
 
+test-ascend: $(VENV)/.dev $(ASCEND)/.made
+	$(ENV) PORTATTN_ASCEND=$(abspath $(ASCEND)) $(BIN)/python -m pytest tests/backends/ascend
+
 sanitize: $(VENV)/.dev
 	$(BIN)/python tools/sanitize.py
 
@@ -74,7 +83,7 @@ defects: $(VENV)/.dev
 	$(ENV) $(BIN)/python tools/cpu_defects.py
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(ASCEND) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/.torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -101,4 +110,14 @@ $(VENV)/.cuda12: $(VENV)/.torch
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.torch $(VENV)/.triton $(VENV)/.model
 	$(BIN)/python -m pip install -e ".[dev]"
+	touch $@
+
+# torch-npu's version is that of torch.
+$(ASCEND)/.made: $(VENV)/.torch
+	$(BIN)/python -m pip install --no-deps --target $(ASCEND)/npu torch-npu==2.13.0
+	$(BIN)/python -m pip install --no-deps --target $(ASCEND)/ir ascendnpu-ir==1.2.0
+	$(BIN)/python -m pip install --no-deps --target $(ASCEND)/triton triton-ascend==3.2.0
+	$(BIN)/python -m pip install --target $(ASCEND)/triton "numpy<2" pybind11 pyyaml attrs scipy \
+		decorator psutil
+	$(BIN)/python tools/ascend/emulated_cann.py $(ASCEND)/cann
 	touch $@
