@@ -61,6 +61,24 @@ def test_every_tile_fits_with_every_set_of_features(tmp_path: Path) -> None:
         _within_limits(name, facts)
 
 
+@needs_compilers
+def test_the_kernel_runs_in_the_interpreter_of_triton_ascend_too() -> None:
+    """One source for both Tritons: the same tests, with the vendor's in triton's place."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(FOLDER / "triton"), str(ROOT)]),
+        "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+        "TRITON_INTERPRET": "1",
+    }
+    tests = str(ROOT / "tests" / "backends" / "ascend" / "test_tiled.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "skipped" not in done.stdout
+
+
 @pytest.mark.parametrize("name", TABLE["variants"])
 def test_committed_variants_run_on_both_units_within_the_buffers(name: str) -> None:
     facts = TABLE["variants"][name]
