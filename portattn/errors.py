@@ -88,3 +88,28 @@ class CacheFullError(PortattnError, RuntimeError):
 
 class IntegrationError(PortattnError, RuntimeError):
     """Another library asks for something that portattn can't do through that interface."""
+
+
+class HostKVOutOfMemory(PortattnError, MemoryError):
+    """Host memory can't hold more keys and values; the cache is as it was before the call.
+
+    `needed` and `available` are bytes, `max_length` the tokens a sequence can have here at most.
+    """
+
+    def __init__(self, needed: int, available: int, max_length: int, limit: str) -> None:
+        self.needed = needed
+        self.available = available
+        self.max_length = max_length
+        super().__init__(
+            f"host memory for keys and values: {needed / 2**30:.3g} GiB needed, "
+            f"{available / 2**30:.3g} GiB available by {limit}; "
+            f"a sequence can have {max_length} tokens here"
+        )
+
+
+class OffloadTimeoutError(PortattnError, TimeoutError):
+    """A step of cooperative decoding hangs; the message says which engine is waited for."""
+
+
+class InterruptedStepError(PortattnError, RuntimeError):
+    """The layers of an offloaded cache hold different lengths: a step was cut short."""

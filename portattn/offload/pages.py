@@ -1,0 +1,112 @@
+"""Host pages: memory taken in slabs within a budget, counted by how many sequences use each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from portattn.offload import memory
+from portattn.offload.link import Link
+
+_SLAB_BYTES = 2**30
+
+
+class HostPages:
+    """Pages that exist in every layer: page i of `planes[layer][0]` holds keys, of [1] values.
+
+    shapes: (Hkv, page_size, D) of keys and of values. Memory is taken when pages are asked for, in
+    slabs that grow with what there is, never past `limit_bytes` or what machine and cgroup leave.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        shapes: Sequence[tuple[int, int, int]],
+        dtype: torch.dtype,
+        limit_bytes: int | None,
+        link: Link,
+    ) -> None:
+        self._layers = layers
+        self._sizes = [heads * size * dim * dtype.itemsize for heads, size, dim in shapes]
+        self.page_bytes = layers * sum(self._sizes)
+        room, name = memory.available_bytes()
+        self._limit = (room, name) if limit_bytes is None else (limit_bytes, "the limit given")
+        self._most = self._limit[0] // self.page_bytes
+        region = max(1, self._most) * max(self._sizes)
+        self._arena = memory.Arena(2 * layers, region, link.register, link.unregister)
+        self.planes = [
+            [self._plane(2 * layer + which, shapes[which], dtype) for which in (0, 1)]
+            for layer in range(layers)
+        ]
+        self._users: list[int] = []
+        self._free: list[int] = []
+
+    def _plane(self, region: int, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+        used = self._most * self._sizes[region % 2]
+        return self._arena.region(region)[:used].view(dtype).view(self._most, *shape)
+
+    @property
+    def taken(self) -> int:
+        """Pages that memory was taken for."""
+        return len(self._users)
+
+    @property
+    def free(self) -> int:
+        """Those of them that nobody uses."""
+        return len(self._free)
+
+    @property
+    def available_bytes(self) -> int:
+        """Bytes of free pages and of those that memory can still be taken for."""
+        return (self.free + self.room()[0]) * self.page_bytes
+
+    @property
+    def unpinned(self) -> str | None:
+        """Why the pages aren't page-locked; None where they are or needn't be."""
+        return self._arena.unpinned
+
+    def room(self) -> tuple[int, str]:
+        """Pages that memory may still be taken for, and by which limit."""
+        now, name = memory.available_bytes()
+        left = max(0, self._most - self.taken)
+        return min((left, self._limit[1]), (now // self.page_bytes, name))
+
+    def provide(self, count: int) -> None:
+        """Have `count` pages free, or as many as the limits allow."""
+        missing = count - self.free
+        if missing > 0:
+            slab = min(max(1, _SLAB_BYTES // self.page_bytes), self.taken)
+            self.commit(min(self.room()[0], max(missing, slab)))
+
+    def commit(self, count: int) -> None:
+        """Take memory for `count` more pages."""
+        start = self.taken
+        for which, size in enumerate(self._sizes):
+            regions = range(which, 2 * self._layers, 2)
+            self._arena.commit(regions, start * size, (start + count) * size)
+        self._users += [0] * count
+        # Taken from the end: pages that are filled together then lie together.
+        self._free = [*range(start + count - 1, start - 1, -1), *self._free]
+
+    def take(self) -> int:
+        """A free page, for one user."""
+        page = self._free.pop()
+        self._users[page] = 1
+        return page
+
+    def share(self, page: int) -> None:
+        """One more user of a page."""
+        self._users[page] += 1
+
+    def drop(self, page: int) -> None:
+        """One user less; the last one frees it."""
+        self._users[page] -= 1
+        if self._users[page] == 0:
+            self._free.append(page)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.planes = []
+        self._arena.close()
