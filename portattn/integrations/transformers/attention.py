@@ -11,7 +11,9 @@ import portattn
 from portattn import ops
 from portattn.errors import IntegrationError
 from portattn.integrations.transformers import arguments
+from portattn.integrations.transformers import offloaded
 from portattn.integrations.transformers.arguments import Arguments
+from portattn.integrations.transformers.host_cache import HostKV
 from portattn.integrations.transformers.structured_mask import StructuredMask
 
 QKV = tuple[Tensor, Tensor, Tensor]
@@ -49,6 +51,9 @@ def attention_forward(
     given = arguments.parse(kwargs)
     if isinstance(scaling, Tensor):  # learned, so it needs its gradient
         query, scaling = query * scaling, 1.0
+    if isinstance(key, HostKV):
+        return _offloaded(module, query, key, value, attention_mask, dropout, scaling, is_causal,
+                          given), None  # fmt: skip
     query, key, value = _alike(query, key, value)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     drops = dropout if module.training else 0.0
@@ -68,6 +73,37 @@ def attention_forward(
         return _varlen(qkv, given, True, given.window, common), None
     out = _by_mask(qkv, attention_mask, causal, given, common)
     return out.contiguous(), None
+
+
+def _offloaded(
+    module: nn.Module,
+    query: Tensor,
+    key: HostKV,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    is_causal: bool | None,
+    given: Arguments,
+) -> Tensor:
+    """Attention over keys that lie partly in host memory, put together only where it must be."""
+    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+    common = {
+        "softmax_scale": scaling,
+        "softcap": given.softcap,
+        "sinks": given.sinks,
+        "dropout_p": dropout if module.training else 0.0,
+    }
+    out = None
+    if isinstance(value, HostKV) and not torch._C._is_any_autocast_enabled():
+        out = offloaded.attend(query, key, mask, causal, given, common)
+    if out is None:
+        whole = value.whole() if isinstance(value, HostKV) else value
+        query, keys, values = _alike(query, key.whole(), whole)
+        qkv = query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+        common["deterministic"] = given.deterministic
+        out = _by_mask(qkv, mask, causal, given, common)
+    return out.contiguous()
 
 
 def _alike(query: Tensor, key: Tensor, value: Tensor) -> QKV:
