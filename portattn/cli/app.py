@@ -10,6 +10,7 @@ from portattn.cli.doctor import doctor
 from portattn.cli.explain import explain
 from portattn.cli.generate import generate
 from portattn.cli.info import info
+from portattn.cli.plan import plan
 from portattn.cli.profile import profile
 from portattn.cli.tune import tune
 from portattn.errors import PortattnError
@@ -35,6 +36,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (info, explain, generate, bench, tune, doctor):
+for command in (info, explain, generate, plan, bench, tune, doctor):
     app.command()(command)
 app.add_typer(profile, name="profile")

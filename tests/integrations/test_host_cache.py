@@ -45,7 +45,7 @@ def has_full_layers(model: Any) -> bool:
 
 
 @settings(
-    max_examples=25,
+    max_examples=20,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -84,9 +84,11 @@ def test_tokens_are_those_of_dynamic_cache(
     )
     expected = generate(model, DynamicCache(config=model.config), inputs, **options)
     assert generate(model, cache, inputs, **options) == expected
-    assert cache.engine.metrics.materialisations == 0
-    if not device_kv_bytes:
-        resident, computed, streams = cache.engine.metrics.shares
+    # Latent attention expands its keys before it hands them on.
+    touched = name == "DeepseekV3"
+    assert (cache.engine.metrics.materialisations > 0) == touched
+    if not device_kv_bytes and not touched:
+        _, computed, streams = cache.engine.metrics.shares
         assert (computed > 0) == (streamed < 1.0) and (streams > 0 or not streamed)
     cache.close()
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 import portattn
 from portattn import ops
 from portattn.errors import IntegrationError
-from portattn.integrations.transformers import arguments
-from portattn.integrations.transformers import offloaded
+from portattn.integrations.transformers import arguments, offloaded
 from portattn.integrations.transformers.arguments import Arguments
 from portattn.integrations.transformers.host_cache import HostKV
 from portattn.integrations.transformers.structured_mask import StructuredMask

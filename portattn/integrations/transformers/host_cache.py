@@ -2,7 +2,7 @@
 
 `update` hands the model a handle in place of keys and values: a tensor with their shape and no
 data. portattn's attention function opens it and attends to the parts where they lie. Any other
-operation on it gets the whole, put together on the device: right, slow, counted, and warned of once.
+operation on it gets the whole, put together on the device: right, slow, counted, warned of once.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ class HostKV(Tensor):
         return func(*args, **kwargs)
 
 
-class HostLayer(CacheLayerMixin):  # type: ignore[misc]
+class HostLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One full-attention layer; what concerns all layers at once is the cache's."""
 
     is_sliding = False
     is_croppable = True
 
     def __init__(self, cache: HostOffloadCache, place: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._cache, self._place = cache, place
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -109,7 +109,7 @@ class HostLayer(CacheLayerMixin):  # type: ignore[misc]
         """Nothing: the engine does."""
 
 
-class HostOffloadCache(DynamicCache):  # type: ignore[misc]
+class HostOffloadCache(DynamicCache):
     """`past_key_values=` for `generate` with attn_implementation="portattn".
 
     Sliding layers, and others that aren't full attention, are transformers' own and stay on the
@@ -226,8 +226,7 @@ class HostOffloadCache(DynamicCache):  # type: ignore[misc]
         if self._store is None:
             return
         length = min(self._store.length(place) for place in range(len(self.host_layers)))
-        others = [layer for layer in self.layers if not isinstance(layer, HostLayer)]
-        if any(layer.get_seq_length() != length for layer in others):
+        if any(layer.get_seq_length() != length for layer in self._others()):
             self.reset()
         else:
             self._store.recover()
