@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from portattn.cli.offload import Offload
 from portattn.cli.options import DeviceOption, DtypeName, dtype_of, torch_device
 from portattn.cli.output import JsonFlag, print_json, print_table
 from portattn.dispatch.select import Decision
@@ -66,15 +67,23 @@ def generate(
     device: DeviceOption = None,
     dtype: Annotated[DtypeName, typer.Option()] = "float32",
     attn: Annotated[str, typer.Option(help="portattn, or another for comparison.")] = "portattn",
+    offload: Annotated[
+        str | None,
+        typer.Option(help="Keys and values in host memory: auto, split, three-way or stream."),
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option(help="With --offload: tokens to make sure of, such as 128K.")
+    ] = None,
     json: JsonFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the answer.")] = False,
 ) -> None:
     """Answer a prompt with a model whose attention is portattn's; show what ran."""
     network, tokenizer = _load(model, device, dtype, attn, talk=not (json or quiet))
     stream = Stream(tokenizer, show=not json)
+    kept = None if offload is None else Offload(network, offload, context, show=not (json or quiet))
     with record() as counts:
         start = time.perf_counter()
-        _answer(network, tokenizer, prompt, max_new_tokens, stream)
+        _answer(network, tokenizer, prompt, max_new_tokens, stream, kept)
     rate = _rate(stream.times)
     if json:
         print_json(
@@ -85,6 +94,7 @@ def generate(
                 "seconds_to_first_token": stream.times[0] - start,
                 "tokens_per_second": rate,
                 "kernels": _kernels(counts),
+                **({} if kept is None else {"offload": kept.facts()}),
             }
         )
     elif not quiet:
@@ -114,7 +124,14 @@ def _tell(message: str) -> None:
     typer.echo(f"{message} ...", err=True)
 
 
-def _answer(network: Any, tokenizer: Any, prompt: str, max_new_tokens: int, stream: Stream) -> None:
+def _answer(
+    network: Any,
+    tokenizer: Any,
+    prompt: str,
+    max_new_tokens: int,
+    stream: Stream,
+    kept: Offload | None,
+) -> None:
     templated = bool(tokenizer.chat_template)
     if templated:
         prompt = tokenizer.apply_chat_template(
@@ -123,7 +140,11 @@ def _answer(network: Any, tokenizer: Any, prompt: str, max_new_tokens: int, stre
     # A template writes the special tokens itself.
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=not templated)
     inputs = inputs.to(network.device)
-    network.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=stream)
+    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "streamer": stream}
+    if kept is None:
+        network.generate(**inputs, **options)
+    else:
+        kept.generate(inputs, options)
 
 
 def _rate(times: list[float]) -> float | None:

@@ -10,7 +10,11 @@ from portattn.dispatch import profile as profiles
 from portattn.dispatch.profile import HardwareProfile
 from portattn.errors import ArgumentError
 from portattn.offload import memory
-from portattn.offload.planner import KERNEL_OF_READ, Machine
+from portattn.offload.engine import Share
+from portattn.offload.planner import KERNEL_OF_READ, Machine, balanced
+
+# What a planner's policy can say of host memory's part alone.
+HOST_POLICIES = ("auto", "split", "three-way", "stream")
 
 
 def here(device: torch.device, *, host_gbs: float | None = None) -> Machine:
@@ -24,6 +28,20 @@ def here(device: torch.device, *, host_gbs: float | None = None) -> Machine:
     return of_profile(
         profiles.for_device(found), host_gbs=host_gbs, device_bytes=held, host_bytes=room
     )
+
+
+def shares_of_host(device: torch.device, policy: str) -> Share:
+    """How the keys in host memory divide between the CPU and the link, by a planner's policy.
+
+    Where the CPU is the device there is no link, and "auto" has the CPU attend to all.
+    """
+    if policy == "stream":
+        return Share(0.0, 0.0, 1.0)
+    if policy == "split" or (policy == "auto" and device.type == "cpu"):
+        return Share(0.0, 1.0, 0.0)
+    if policy not in HOST_POLICIES:
+        raise ArgumentError("policy", f"must be one of {', '.join(HOST_POLICIES)}", repr(policy))
+    return balanced(here(device), 0.0, streams=True)
 
 
 def of_profile(

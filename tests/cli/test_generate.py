@@ -115,3 +115,21 @@ def test_half_a_character_waits_for_the_rest(capsys: pytest.CaptureFixture[str])
         stream.put(Value(token))
         shown.append(capsys.readouterr().out)
     assert shown == ["a", "", "é"]
+
+
+def test_offloaded_keys_change_no_token(run_json: Any, folder: Path) -> None:
+    words = " ".join(WORDS[2:] * 60)
+    common = (words, "--model", str(folder), "--max-new-tokens", "6", "--device", "cpu")
+    plain = run_json("generate", *common)
+    found = run_json("generate", *common, "--offload", "auto", "--context", "1K")
+    assert found["answer"] == plain["answer"] and found["tokens"] == 6
+    assert found["offload"]["tokens"]["host"] > 0
+    assert found["offload"]["computed_bytes"] > 0
+
+
+def test_a_context_without_room_is_refused_before_anything_runs(run: Any, folder: Path) -> None:
+    done = run(
+        *("generate", "hello", "--model", str(folder), "--device", "cpu"),
+        *("--offload", "auto", "--context", "99999999M"),
+    )
+    assert done.exit_code == 2 and "no room" in done.stderr

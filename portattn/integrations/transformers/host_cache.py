@@ -19,8 +19,12 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from portattn.errors import ArgumentError, IntegrationError
 from portattn.offload import HostKVStore, OffloadEngine, Share
+from portattn.offload.machine import HOST_POLICIES, shares_of_host
 
 log = logging.getLogger("portattn")
+
+# Of the device's free memory; the rest is for activations and for pages under way.
+_OF_FREE = 0.7
 
 
 class HostKV(Tensor):
@@ -88,6 +92,7 @@ class HostLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             self.lazy_initialization(key_states, value_states)
         k, v = key_states.transpose(1, 2), value_states.transpose(1, 2)
         self._cache.store.append(self._place, k, v)
+        self._cache._added(self._place)
         return HostKV(self._cache, self._place, 0), HostKV(self._cache, self._place, 1)
 
     def get_seq_length(self) -> int:
@@ -113,9 +118,12 @@ class HostOffloadCache(DynamicCache):
     """`past_key_values=` for `generate` with attn_implementation="portattn".
 
     Sliding layers, and others that aren't full attention, are transformers' own and stay on the
-    device. shares: how host memory's part divides between the CPU and the link, one for all layers
-    or one each. device_kv_bytes: what full layers may keep on the device. host_kv_bytes: what may
-    be taken of the host's memory; without it, what the machine and the cgroup leave.
+    device. device_kv_bytes: what full layers may keep there; without it, most of what is free on an
+    accelerator, nothing where the CPU is the device. host_kv_bytes: what may be taken of the host's
+    memory; without it, what the machine and the cgroup leave. policy: how host memory's part
+    divides between the CPU and the link, "auto", "split", "three-way" or "stream", by the rates of
+    the profiles; shares says it outright, one for all layers or one each. progress: called with
+    the tokens held whenever the last full layer has got more.
 
     Raises HostKVOutOfMemory, at a step's first layer, with all that was held still usable. After
     an exception from the middle of a forward pass, KeyboardInterrupt included, `recover()` goes
@@ -126,19 +134,24 @@ class HostOffloadCache(DynamicCache):
         self,
         config: PreTrainedConfig,
         *,
-        device_kv_bytes: int = 0,
+        device_kv_bytes: int | None = None,
         host_kv_bytes: int | None = None,
-        shares: Share | Sequence[Share] = Share(0.0, 1.0, 0.0),  # noqa: B008 - a constant
+        policy: str = "auto",
+        shares: Share | Sequence[Share] | None = None,
         page_size: int = 128,
         flush_tokens: int | None = None,
         timeout: float = 60.0,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
         super().__init__(config=config)
-        if device_kv_bytes < 0:
+        if policy not in HOST_POLICIES:
+            raise ArgumentError("policy", f"must be one of {', '.join(HOST_POLICIES)}", policy)
+        if device_kv_bytes is not None and device_kv_bytes < 0:
             raise ArgumentError("device_kv_bytes", "must be at least 0", device_kv_bytes)
         self._device_kv_bytes, self._host_kv_bytes = device_kv_bytes, host_kv_bytes
         self._sizes = page_size, flush_tokens
-        self._shares, self._timeout = shares, timeout
+        self._policy, self._shares = policy, shares
+        self._timeout, self._progress = timeout, progress
         self._store: HostKVStore | None = None
         self._engine: OffloadEngine | None = None
         self._warned = False
@@ -194,12 +207,27 @@ class HostOffloadCache(DynamicCache):
             head_dim_v=values.shape[-1],
             dtype=keys.dtype,
             device=keys.device,
-            device_tokens=self._device_kv_bytes // (token * batch * layers),
+            device_tokens=self._device_bytes(keys.device) // (token * batch * layers),
             page_size=page_size,
             flush_tokens=flush_tokens,
             limit_bytes=self._host_kv_bytes,
         )
-        self._engine = OffloadEngine(self._store, self._shares, timeout=self._timeout)
+        shares = self._shares
+        if shares is None:
+            shares = shares_of_host(keys.device, self._policy)
+        self._engine = OffloadEngine(self._store, shares, timeout=self._timeout)
+
+    def _device_bytes(self, device: torch.device) -> int:
+        if self._device_kv_bytes is not None:
+            return self._device_kv_bytes
+        if device.type != "cuda":
+            return 0
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(_OF_FREE * free)
+
+    def _added(self, place: int) -> None:
+        if self._progress is not None and place == len(self.host_layers) - 1:
+            self._progress(self.store.length(place))
 
     def _materialise(self, handle: HostKV) -> Tensor:
         if handle.shape[:3] != (
