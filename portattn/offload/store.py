@@ -243,7 +243,9 @@ class HostKVStore:
             assert row is not None
             batch, heads, _, dim = row.shape
             block = row[:, :, start:stop].view(batch, heads, last - first, self.page_size, dim)
-            packed = block.permute(2, 0, 1, 3, 4).reshape(-1, heads, self.page_size, dim)
+            # A copy even where a view would do: the rows move while it is on its way.
+            packed = block.permute(2, 0, 1, 3, 4).clone(memory_format=torch.contiguous_format)
+            packed = packed.flatten(0, 1)
             for place, page, run in runs(ids):
                 target, source = plane[page : page + run], packed[place : place + run]
                 state.flushed = self.link.download(target, source)
