@@ -26,6 +26,7 @@ class Link(Protocol):
     """
 
     device: torch.device
+    pins: bool  # whether copies gain from page-locked memory
 
     def upload(self, target: Tensor, source: Tensor, after: Event | None = None) -> Event:
         """Host to device; `after` is another event to wait for."""
@@ -70,6 +71,8 @@ DONE = _Done()
 class HostLink:
     """The CPU as the device: a copy is over when the call returns."""
 
+    pins = False
+
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
@@ -112,6 +115,8 @@ class _CudaEvent:
 
 class CudaLink:
     """A stream for each direction beside the current one; nothing synchronises the device."""
+
+    pins = True
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -128,18 +128,24 @@ class Arena:
             self._lock(index * self.region_bytes + start, index * self.region_bytes + stop)
 
     def _lock(self, start: int, stop: int) -> None:
-        """Page-lock the whole memory pages in a range; those that it shares stay as they are."""
+        """Page-lock a range of whole memory pages."""
         if self._register is None or self.unpinned is not None:
             return
         first, end = -(-start // _MEMORY_PAGE) * _MEMORY_PAGE, stop // _MEMORY_PAGE * _MEMORY_PAGE
-        if end <= first:
+        if (first, end) != (start, stop):
+            # One that is locked in part can't be copied in one go.
+            self._refused(f"pages of keys don't fill memory pages of {_MEMORY_PAGE} bytes")
             return
         address = self.bytes.data_ptr() + first
-        self.unpinned = self._register(address, end - first)
-        if self.unpinned is None:
+        why = self._register(address, end - first)
+        if why is None:
             self._locked.append(address)
         else:
-            log.warning("host KV is not page-locked, copies are slower: %s", self.unpinned)
+            self._refused(why)
+
+    def _refused(self, why: str) -> None:
+        self.unpinned = why
+        log.warning("host KV is not page-locked, copies are slower: %s", why)
 
     def close(self) -> None:
         """Give the memory back; views of it that live on keep their part of the address space."""

@@ -35,12 +35,15 @@ class HostPages:
         self._limit = (room, name) if limit_bytes is None else (limit_bytes, "the limit given")
         self._most = self._limit[0] // self.page_bytes
         region = max(1, self._most) * max(self._sizes)
-        self._arena = memory.Arena(2 * layers, region, link.register, link.unregister)
+        self._arena = memory.Arena(
+            2 * layers, region, link.register if link.pins else None, link.unregister
+        )
         self.planes = [
             [self._plane(2 * layer + which, shapes[which], dtype) for which in (0, 1)]
             for layer in range(layers)
         ]
         self._users: list[int] = []
+        self._slabs: set[int] = set()
         self._free: list[int] = []
 
     def _plane(self, region: int, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
@@ -83,6 +86,7 @@ class HostPages:
     def commit(self, count: int) -> None:
         """Take memory for `count` more pages."""
         start = self.taken
+        self._slabs.add(start)
         for which, size in enumerate(self._sizes):
             regions = range(which, 2 * self._layers, 2)
             self._arena.commit(regions, start * size, (start + count) * size)
@@ -105,6 +109,20 @@ class HostPages:
         self._users[page] -= 1
         if self._users[page] == 0:
             self._free.append(page)
+
+    def runs(self, ids: Sequence[int]) -> list[tuple[int, int, int]]:
+        """(place, first id, count) of each stretch of consecutive ids within one slab.
+
+        A driver refuses to copy across ranges that were page-locked one by one.
+        """
+        found: list[tuple[int, int, int]] = []
+        for place, page in enumerate(ids):
+            if found and page == found[-1][1] + found[-1][2] and page not in self._slabs:
+                start, first, count = found[-1]
+                found[-1] = start, first, count + 1
+            else:
+                found.append((place, page, 1))
+        return found
 
     def close(self) -> None:
         """Give the memory back."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from portattn.offload.link import Event
-from portattn.offload.store import HostKVStore, runs
+from portattn.offload.store import HostKVStore
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Staging:
         for which, plane in enumerate(planes):
             source = plane.transpose(1, 2)  # [P, Hkv, page_size, D], as it lies in memory
             buffer = self._buffer(which, len(ids), source)
-            for place, page, count in runs(ids):
+            for place, page, count in self._store.runs(ids):
                 event = self._store.link.upload(
                     buffer[place : place + count], source[page : page + count], flushed
                 )

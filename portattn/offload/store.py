@@ -177,6 +177,10 @@ class HostKVStore:
             self._table = torch.tensor(self._pages, dtype=torch.int32).view(self.batch, -1)
         return self._table
 
+    def runs(self, ids: Sequence[int]) -> list[tuple[int, int, int]]:
+        """(place, first page, count) of the copies that move these pages."""
+        return self._host.runs(ids)
+
     def append(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Add k [B, Snew, Hkv, D] and v [B, Snew, Hkv, Dv] to a layer, after flushing its tail.
 
@@ -246,7 +250,7 @@ class HostKVStore:
             # A copy even where a view would do: the rows move while it is on its way.
             packed = block.permute(2, 0, 1, 3, 4).clone(memory_format=torch.contiguous_format)
             packed = packed.flatten(0, 1)
-            for place, page, run in runs(ids):
+            for place, page, run in self._host.runs(ids):
                 target, source = plane[page : page + run], packed[place : place + run]
                 state.flushed = self.link.download(target, source)
             # Forward within one buffer: the copy must not overlap what it reads.
@@ -369,18 +373,6 @@ class HostKVStore:
     def close(self) -> None:
         """Give the memory back. The store can't be used after that."""
         self._host.close()
-
-
-def runs(ids: Sequence[int]) -> list[tuple[int, int, int]]:
-    """(place, first id, count) of each stretch of consecutive ids."""
-    found: list[tuple[int, int, int]] = []
-    for place, page in enumerate(ids):
-        if found and page == found[-1][1] + found[-1][2]:
-            start, first, count = found[-1]
-            found[-1] = start, first, count + 1
-        else:
-            found.append((place, page, 1))
-    return found
 
 
 def _wait(event: Event) -> None:

@@ -159,6 +159,8 @@ def test_a_cgroups_limit_counts(tmp_path: Path) -> None:
 
 def test_refused_pinning_is_a_warning_and_a_fact(caplog: pytest.LogCaptureFixture) -> None:
     class Refusing(HostLink):
+        pins = True
+
         def register(self, address: int, size: int) -> str | None:
             return "RLIMIT_MEMLOCK"
 
