@@ -25,7 +25,7 @@ def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_it_measures_writes_and_shows_before_and_after(
     run: Any, run_json: Any, configuration: Path
 ) -> None:
-    result = run(*ARGUMENTS, "--budget", "1.5")
+    result = run(*ARGUMENTS, "--budget", "4")
     assert result.exit_code == 0, result.output
     for shown in ("before", "after", "float64 0.", "GB/s", "torch_sdpa", "cpu.decode"):
         assert shown in result.stdout
@@ -41,7 +41,7 @@ def test_it_measures_writes_and_shows_before_and_after(
 
 
 def test_json_holds_the_outcomes(run_json: Any) -> None:
-    report = run_json(*ARGUMENTS, "--budget", "1", "--no-calibrate")
+    report = run_json(*ARGUMENTS, "--budget", "4", "--no-calibrate")
     assert report["rates"] == []
     (outcome,) = report["outcomes"]
     assert outcome["tried"] >= 1
