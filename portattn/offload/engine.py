@@ -143,7 +143,10 @@ class OffloadEngine:
         pages = host // store.page_size
         on_cpu = q.shape[1] <= self._max_cpu_rows
         streamed = self._streamed_pages(layer) if on_cpu else pages
-        staged = self._staging.take(layer, streamed) if on_cpu and streamed else None
+        staged = None
+        if on_cpu and streamed:
+            # Where the CPU has no share, it isn't given the newest pages either.
+            staged = self._staging.take(layer, streamed, exactly=streamed == pages)
         if staged is not None:
             streamed = staged.last
         computed = self._submit(layer, call, streamed) if on_cpu and streamed < pages else None

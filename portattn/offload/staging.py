@@ -43,16 +43,15 @@ class Staging:
         self._ahead = self.upload(layer, 0, pages)
         return self._bytes(self._ahead)
 
-    def take(self, layer: int, pages: int) -> Staged:
-        """The first pages of a layer: those uploaded ahead, however many, else `pages` now."""
-        ahead, self._ahead = self._ahead, None
-        return ahead if ahead is not None and self._fits(ahead, layer) else self.upload(
-            layer, 0, pages
-        )  # fmt: skip
+    def take(self, layer: int, pages: int, *, exactly: bool) -> Staged:
+        """The first pages of a layer: those uploaded ahead, else `pages` now.
 
-    def ahead_for(self, layer: int) -> bool:
-        """Whether pages of this layer are on their way."""
-        return self._fits(self._ahead, layer)
+        Pages that came since then aren't among those ahead; with `exactly` they must be.
+        """
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and self._fits(ahead, layer) and (ahead.last == pages or not exactly):
+            return ahead
+        return self.upload(layer, 0, pages)
 
     def _fits(self, staged: Staged | None, layer: int) -> bool:
         return (
