@@ -23,7 +23,6 @@ class Metrics:
     wait_seconds: float = 0.0
     worker_idle_seconds: float = 0.0
     materialisations: int = 0
-    fallbacks: int = 0
 
     def clear(self) -> None:
         """Start counting anew."""
