@@ -34,7 +34,7 @@ help:
 	@echo "make test      install for development, then lint, type-check and test"
 	@echo "make nightly   the property tests with $(EXAMPLES) examples each"
 	@echo "make test-gpu  the tests that need an NVIDIA GPU"
-	@echo "make test-volta      the volta kernels, compiled for sm_70 and sm_75 and emulated on the CPU"
+	@echo "make test-volta      what the volta kernels compile to on sm_70 and sm_75, and their longer emulations"
 	@echo "make test-volta-gpu  the volta kernels on an NVIDIA GPU of any generation"
 	@echo "make test-ascend  compile for Ascend and bind to the real torch-npu; no NPU is needed"
 	@echo "make sanitize  the CPU kernels under address, undefined-behaviour and thread sanitizers"
@@ -63,7 +63,7 @@ test-gpu: $(VENV)/.dev
 
 test-volta: $(VENV)/.dev $(VENV)/.cuda12
 	PORTATTN_CUDA12=$(VENV)/cuda12 $(BIN)/python -m tools.volta.report
-	$(ENV) $(BIN)/python -m pytest tests/backends/volta -m "not gpu"
+	$(ENV) $(BIN)/python -m pytest tests/backends/volta -m "nightly and not gpu"
 
 # Needs cupy-cuda12x or cupy-cuda13x. The m8n8k4 kernels are compiled here for compute_70.
 test-volta-gpu: $(VENV)/.dev $(VENV)/.cuda12

@@ -11,7 +11,7 @@ from portattn.backends.volta.variants import Variant, padded, problem_constants
 from portattn.dispatch.backend import AttentionTensors, Gradients
 from portattn.dispatch.problem import AttentionProblem
 
-_KEPT, _STEP = 64, 32  # rows or keys that a block keeps, and that it takes at a time
+_KEPT = 64  # rows or keys that a block keeps
 _MAX_HEAD_DIM = 128  # of the sums in registers
 _MISSING = ("softcap", "bias", "bias_grad", "mask", "sinks")
 
@@ -54,20 +54,22 @@ def backward(
     call.delta = delta.data_ptr()
     for name, tensor in (("grad_out", grad_out), ("dq", dq), ("dk", dk), ("dv", dv)):
         setattr(call, name, rows_of(tensor))
-    pitch = 128 if dim <= 64 else 256
     call.row_tiles = -(-problem.seqlen_q // _KEPT)
-    blocks = call.row_tiles * problem.batch * problem.heads
-    if blocks:
-        every = (("D", dim), ("BLOCK_N", _STEP), ("BLOCKS", 1), *constants.items())
-        shared = (2 * _KEPT + 3 * _STEP) * pitch
-        program.launch(Variant("gradient_q", turing, every), blocks, shared, call)
-    blocks = -(-problem.seqlen_k // _KEPT) * problem.batch * problem.kv_heads
-    if blocks:
-        # Of m16n8k8 at large head dims the registers hold the sums and one half of a step.
-        step = _STEP // 2 if turing and dim > 64 else _STEP
-        every = (("D", dim), ("BLOCK_N", step), ("BLOCKS", 1), *constants.items())
-        shared = (2 * _KEPT + 4 * step) * pitch
-        program.launch(Variant("gradient_kv", turing, every), blocks, shared, call)
+    key_tiles = -(-problem.seqlen_k // _KEPT)
+    for kernel, blocks, copies, step in (
+        ("gradient_q", call.row_tiles * problem.batch * problem.heads, 3, 32),
+        # In the registers that two sums of 128 dims leave, sm_75's products have room for 16.
+        (
+            "gradient_kv",
+            key_tiles * problem.batch * problem.kv_heads,
+            4,
+            16 if turing and dim == 128 else 32,
+        ),
+    ):
+        if blocks:
+            every = (("D", dim), ("BLOCK_N", step), ("BLOCKS", 1), *constants.items())
+            shared = (2 * _KEPT + copies * step) * (128 if dim <= 64 else 256)
+            program.launch(Variant(kernel, turing, every), blocks, shared, call)
     return Gradients(dq, dk, dv)
 
 

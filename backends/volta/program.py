@@ -17,7 +17,7 @@ from portattn.errors import BackendUnavailableError
 
 log = logging.getLogger("portattn")
 
-# A folder of PTX from tools/volta/build.py, for machines whose NVRTC can't target the device.
+# A folder of m8n8k4 kernels from tools/volta/build.py, for machines whose NVRTC can't target sm_70.
 PTX_FOLDER = "PORTATTN_VOLTA_PTX"
 _NEEDED_SHARED = 48 * 1024  # what a block may have without asking
 
@@ -28,7 +28,7 @@ def missing(family: str) -> str | None:
         import cupy
     except ImportError as error:
         return f"CuPy can't be imported ({error}): pip install cupy-cuda12x"
-    if os.environ.get(PTX_FOLDER):
+    if os.environ.get(PTX_FOLDER) and family != "sm_75":
         return None
     try:
         major, minor = cupy.cuda.nvrtc.getVersion()
@@ -81,7 +81,7 @@ def _module(variant: Variant) -> Any:
     import cupy
 
     folder = os.environ.get(PTX_FOLDER)
-    if folder:
+    if folder and not variant.turing:
         path = Path(folder) / variant.file_name
         if not path.exists():
             raise BackendUnavailableError(

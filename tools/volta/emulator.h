@@ -185,6 +185,14 @@ inline void matrices(int warp, bool transposed) {
     }
 }
 
+// Addresses of this block's 16-byte accesses, thread by thread in order, while `tracing` is set.
+static bool tracing;
+static std::vector<unsigned> loads[MOST_THREADS], stores[MOST_THREADS];
+
+inline void trace(std::vector<unsigned>* accesses, unsigned at) {
+  if (tracing) accesses[current].push_back(at);
+}
+
 inline void check(unsigned at, unsigned size) {
   if (at % size || at + size > shared.size()) {
     std::fprintf(stderr, "shared memory at %u + %u of %zu\n", at, size, shared.size());
@@ -221,12 +229,14 @@ DEVICE int __syncthreads_or(int value) {
 }
 DEVICE uint4 load_shared(unsigned at) {
   emulator::check(at, 16);
+  emulator::trace(emulator::loads, at);
   uint4 v;
   std::memcpy(&v, &emulator::shared[at], 16);
   return v;
 }
 DEVICE void store_shared(unsigned at, uint4 v) {
   emulator::check(at, 16);
+  emulator::trace(emulator::stores, at);
   std::memcpy(&emulator::shared[at], &v, 16);
 }
 DEVICE uint4 load_global(const unsigned short* at, bool inside) {
@@ -259,6 +269,7 @@ DEVICE void mma1688(float (&c)[8], unsigned a0, unsigned a1, unsigned b0) {
 }
 DEVICE uint4 load_matrices_either(unsigned at, bool transposed) {
   emulator::check(at, 16);
+  emulator::trace(emulator::loads, at);
   emulator::brought[emulator::current][0] = at;
   emulator::meet_warp([=] { emulator::matrices(emulator::current / 32, transposed); });
   const unsigned* t = emulator::taken[emulator::current];

@@ -27,9 +27,8 @@ _REGISTERS = 65536
 
 def row(variant: Variant, shared: int, family: str) -> dict[str, Any]:
     """What one kernel uses on one chip."""
-    built = nvrtc.assemble(
-        nvrtc.ptx(variant.source, family.replace("sm", "compute")), family, variant.kernel
-    )
+    text = nvrtc.ptx(variant.source, family.replace("sm", "compute"))
+    built = nvrtc.assemble(text, family, variant.kernel)
     loop = sass.main_loop(built.sass)
     allocated = -(-built.registers // 8) * 8 * variant.threads
     blocks = min(_REGISTERS // allocated, _MULTIPROCESSOR_KIB[family] * 1024 // max(shared, 1), 16)
@@ -91,6 +90,8 @@ def name(variant: Variant, family: str) -> str:
     shown = [f"D{constants.pop('D')}", ("float16", "bfloat16")[constants.pop("ELEMENT")]]
     if "ROW_TILES" in constants:
         shown.append(f"{64 * constants.pop('ROW_TILES')}x{constants.pop('BLOCK_N')}")
+    if "BLOCK_N" in constants:
+        shown.append(f"64x{constants.pop('BLOCK_N')}")
     for usual in ("ALIGNED", "FUSED", "BLOCKS"):
         constants.pop(usual)
     shown += [key.lower() for key, value in constants.items() if value]

@@ -11,7 +11,6 @@ import time
 import pytest
 import torch
 
-from portattn.backends.volta import program
 from tests.backends.volta.held import TAKEN, WITH_GRADIENTS, hold, hold_gradients, run
 from tests.conformance.budget import problem_of
 from tests.conformance.cases import Case, build, dense
@@ -25,11 +24,8 @@ LARGE = dense("large", 2, 300, 300, heads=4, kv_heads=2, head_dim=64, causal=Tru
 
 
 @pytest.fixture(autouse=True)
-def _compiled_here(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """The folder of PTX is for compute_70 alone."""
+def _cupy() -> None:
     pytest.importorskip("cupy")
-    if "m8n8k4" not in request.node.name:
-        monkeypatch.delenv(program.PTX_FOLDER, raising=False)
 
 
 @_PRODUCTS
