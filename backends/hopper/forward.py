@@ -494,8 +494,8 @@ def forward(
     lse = launch.new_lse(q)
     if not lse.numel():
         return out, lse
-    if not tensors.k.numel():
-        # No descriptor can describe it.
+    if not tensors.k.numel() or not problem.seqlen_q:
+        # No descriptor can describe no keys, and no program runs where no sequence has a row.
         return out.zero_(), lse.fill_(-math.inf)
 
     def plan() -> launch.Plan:
