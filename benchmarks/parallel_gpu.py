@@ -1,0 +1,327 @@
+"""Row-parallel projections on the GPUs of one host: how much of their sums' travel is hidden.
+
+    torchrun --nproc-per-node 2 benchmarks/parallel_gpu.py --out parallel-h100.json
+
+Each row is a projection of a Llama-like model at one number of tokens, bfloat16, as every rank of a
+tensor-parallel group computes it. In one interleaved run: the product alone, NCCL's all-reduce
+alone, one after the other (plain), torch's fused product and reduce-scatter followed by an
+all-gather, torch's two-shot all-reduce over symmetric memory after the product, and
+portattn.parallel.tensor.linear. A sample is several calls in a row between two events, eagerly or
+replayed from a CUDA graph; a time is the median over rounds of the slowest rank's. Hidden is
+1 - (time - product) / all-reduce. Results are compared with the plain form's first.
+
+`--stack` times whole layers instead: prefill of a stack of 70B-shaped layers on one device, and
+on all with the plain and the overlapped sums.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import _symmetric_memory as symmetric
+
+import portattn
+from portattn.parallel import schedule, tensor
+
+CALLS = 4
+# Columns and inner features of a projection before it is sharded.
+SHAPES = {
+    "8B out": (4096, 4096),
+    "8B down": (4096, 14336),
+    "32B out": (5120, 8192),
+    "32B down": (5120, 25600),
+    "70B out": (8192, 8192),
+    "70B down": (8192, 28672),
+}
+Call = Callable[[], Tensor]
+
+
+class Bench:
+    """The ranks, their clocks, and what was measured."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.begun = options, time.monotonic()
+        local = int(os.environ["LOCAL_RANK"])
+        self.device = torch.device("cuda", local)
+        torch.cuda.set_device(self.device)
+        dist.init_process_group(
+            "nccl", device_id=self.device, timeout=datetime.timedelta(seconds=60)
+        )
+        self.group = dist.group.WORLD
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        symmetric.enable_symm_mem_for_group(self.group.group_name)
+        self.record: dict[str, Any] = {
+            "command": "torchrun --nproc-per-node 2 benchmarks/parallel_gpu.py",
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "device": f"{self.ranks} x {torch.cuda.get_device_name()}",
+            "torch": torch.__version__,
+            "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+            "multicast": "off",
+            "rows": [],
+        }
+
+    def late(self) -> bool:
+        """Whether any rank is past its time; all ranks agree."""
+        late = torch.tensor([time.monotonic() - self.begun > self.options.seconds])
+        late = late.int().to(self.device)
+        dist.all_reduce(late, dist.ReduceOp.MAX)
+        return bool(late.item())
+
+    def slowest(self, milliseconds: float) -> float:
+        value = torch.tensor([milliseconds], device=self.device)
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+        return float(value.item())
+
+    def keep(self, row: dict[str, Any]) -> None:
+        self.record["rows"].append(row)
+        if self.rank == 0:
+            shown = " | ".join(
+                f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
+                for key, value in row.items()
+            )
+            print(f"[{time.monotonic() - self.begun:.0f}] {shown}", flush=True)
+            self.options.out.parent.mkdir(parents=True, exist_ok=True)
+            self.options.out.write_text(json.dumps(self.record, indent=1) + "\n")
+
+    def times(self, calls: dict[str, Call], rounds: int) -> dict[str, float]:
+        """Milliseconds a call, in turns."""
+        samples: dict[str, list[float]] = {name: [] for name in calls}
+        for round_number in range(rounds + 1):
+            for name, call in calls.items():
+                first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                torch.cuda.synchronize()
+                dist.barrier()
+                # What both ranks do first takes up the difference in when they begin.
+                dist.all_reduce(torch.ones(1, device=self.device))
+                first.record()
+                for _ in range(CALLS):
+                    call()
+                last.record()
+                torch.cuda.synchronize()
+                if round_number:
+                    samples[name].append(first.elapsed_time(last) / CALLS)
+        return {name: self.slowest(statistics.median(found)) for name, found in samples.items()}
+
+
+def captured(call: Call) -> Call:
+    """The call replayed from a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = call()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return out
+
+    return replay
+
+
+def projections(bench: Bench) -> None:
+    options = bench.options
+    for name in options.shapes:
+        columns, inner = SHAPES[name]
+        for tokens in options.tokens:
+            if bench.late():
+                return
+            torch.manual_seed(bench.rank)
+            part = inner // bench.ranks
+            x = torch.randn(tokens, part, device=bench.device, dtype=torch.bfloat16)
+            weight = torch.randn(columns, part, device=bench.device, dtype=torch.bfloat16)
+            weight *= inner**-0.5
+            try:
+                row = projection(bench, x, weight)
+            except Exception as error:
+                row = {"error": f"{type(error).__name__}: {error}"[:300]}
+            bench.keep({"shape": name, "tokens": tokens, **row})
+
+
+def projection(bench: Bench, x: Tensor, weight: Tensor) -> dict[str, Any]:
+    group, name = bench.group, bench.group.group_name
+    tokens, columns = x.shape[0], weight.shape[0]
+    full = torch.zeros(tokens, columns, device=bench.device, dtype=x.dtype)
+    shared = symmetric.empty(tokens, columns, device=bench.device, dtype=x.dtype)
+    symmetric.rendezvous(shared, group)
+    turned = weight.T.contiguous()
+
+    def plain() -> Tensor:
+        out = x @ weight.T
+        dist.all_reduce(out, group=group)
+        return out
+
+    def two_shot() -> Tensor:
+        torch.mm(x, weight.T, out=shared)
+        torch.ops.symm_mem.two_shot_all_reduce_(shared, "sum", name)
+        return shared
+
+    def fused() -> Tensor:
+        mine = torch.ops.symm_mem.fused_matmul_reduce_scatter(x, turned, "sum", 0, name)
+        out = torch.empty_like(full)
+        dist.all_gather_into_tensor(out, mine, group=group)
+        return out
+
+    def reduced() -> Tensor:
+        dist.all_reduce(full, group=group)
+        return full
+
+    calls: dict[str, Call] = {
+        "product": lambda: x @ weight.T,
+        "all-reduce": reduced,
+        "plain": plain,
+        "torch two-shot": two_shot,
+        "torch fused": fused,
+    }
+    plans = {"portattn": schedule.best(
+        *x.shape, columns, 2, bench.ranks, tensor.speeds(x)
+    )}  # fmt: skip
+    for pieces in bench.options.pieces:
+        plans["portattn " + pieces] = schedule.cut(
+            tokens, bench.ranks, tuple(map(float, pieces.split(",")))
+        )
+    want = plain().float()
+    for label, plan in plans.items():
+
+        def ours(plan: schedule.BlockPlan = plan) -> Tensor:
+            return tensor.linear(x, weight, group, plan=plan)
+
+        for _ in range(3):
+            got = ours().float()
+            error = float((got - want).abs().max() / want.abs().max())
+            if not error < 0.02:
+                raise ArithmeticError(f"{label} differs from the plain form by {error:.3g}")
+        calls[label] = ours
+        if bench.options.graphs:
+            replay = captured(ours)
+            error = float((replay().float() - want).abs().max() / want.abs().max())
+            if not error < 0.02:
+                raise ArithmeticError(f"{label} replayed differs by {error:.3g}")
+            calls[label + " graph"] = replay
+    times = bench.times(calls, bench.options.rounds)
+    hidden = {
+        f"hidden {label}": 1 - (taken - times["product"]) / times["all-reduce"]
+        for label, taken in times.items()
+        if label not in ("product", "all-reduce")
+    }
+    return {"pieces": len(plans["portattn"].pieces), **times, **hidden}
+
+
+class Layer:
+    """One rank's shard of a Llama-like layer, with random weights."""
+
+    def __init__(
+        self, ranks: int, device: torch.device, hidden: int, heads: int, kv: int, mlp: int
+    ):
+        def random(*shape: int) -> Tensor:
+            return torch.randn(shape, device=device, dtype=torch.bfloat16) * shape[-1] ** -0.5
+
+        self.heads, self.kv, self.dim = heads // ranks, max(kv // ranks, 1), 128
+        self.qkv = random((self.heads + 2 * self.kv) * self.dim, hidden)
+        self.out = random(hidden, self.heads * self.dim)
+        self.up = random(2 * mlp // ranks, hidden)
+        self.down = random(hidden, mlp // ranks)
+        self.norm = torch.ones(hidden, device=device, dtype=torch.bfloat16)
+
+    def __call__(self, x: Tensor, project: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        normal = torch.nn.functional.rms_norm(x, self.norm.shape, self.norm)
+        q, k, v = (
+            part.unflatten(-1, (-1, self.dim))[None]
+            for part in (normal @ self.qkv.T).split(
+                [self.heads * self.dim, self.kv * self.dim, self.kv * self.dim], -1
+            )
+        )
+        attended = portattn.attention(q, k, v, causal=True)
+        x = x + project(attended.flatten(2)[0], self.out)
+        normal = torch.nn.functional.rms_norm(x, self.norm.shape, self.norm)
+        gate, up = (normal @ self.up.T).chunk(2, -1)
+        return x + project(torch.nn.functional.silu(gate) * up, self.down)
+
+
+def stack(bench: Bench) -> None:
+    """Prefill of a few 70B-shaped layers."""
+    sizes = (8192, 64, 8, 28672)
+    layers = bench.options.layers
+    alone = [Layer(1, bench.device, *sizes) for _ in range(layers)]
+    shared = [Layer(bench.ranks, bench.device, *sizes) for _ in range(layers)]
+
+    def multiply(x: Tensor, weight: Tensor) -> Tensor:
+        return x @ weight.T
+
+    def ours(x: Tensor, weight: Tensor) -> Tensor:
+        return tensor.linear(x, weight, bench.group)
+
+    def run(stack: list[Layer], project: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
+        for layer in stack:
+            x = layer(x, project)
+        return x
+
+    def plain(x: Tensor, weight: Tensor) -> Tensor:
+        out = x @ weight.T
+        dist.all_reduce(out, group=bench.group)
+        return out
+
+    with torch.no_grad():
+        for tokens in bench.options.stack_tokens:
+            if bench.late():
+                return
+            torch.manual_seed(0)
+            x = torch.randn(tokens, sizes[0], device=bench.device, dtype=torch.bfloat16)
+            ways = {
+                "one device": (alone, multiply),
+                "products alone": (shared, multiply),
+                "plain": (shared, plain),
+                "portattn": (shared, ours),
+            }
+            calls = {name: partial(run, *way, x) for name, way in ways.items()}
+            times = bench.times(calls, 3)
+            bench.keep(
+                {
+                    "shape": f"70B x {layers} layers",
+                    "tokens": tokens,
+                    **times,
+                    "speed-up plain": times["one device"] / times["plain"],
+                    "speed-up portattn": times["one device"] / times["portattn"],
+                }
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("parallel.json"))
+    parser.add_argument("--shapes", nargs="*", default=list(SHAPES))
+    parser.add_argument("--tokens", nargs="*", type=int, default=[2048, 4096, 8192, 16384, 32768])
+    parser.add_argument("--pieces", nargs="*", default=[], help="such as 1,1,0.5, beside our own")
+    parser.add_argument("--graphs", action="store_true", help="also replayed from CUDA graphs")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--stack", action="store_true")
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--stack-tokens", nargs="*", type=int, default=[4096, 8192, 16384])
+    parser.add_argument("--seconds", type=float, default=100.0, help="begin nothing after that")
+    options = parser.parse_args()
+    bench = Bench(options)
+    if options.stack:
+        stack(bench)
+    else:
+        projections(bench)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Which rows a rank computes when, so that their sums over ranks travel behind the next rows' work.
+
+The rows of a product are cut into a span for each rank, its owner, which adds up the ranks' parts
+of it; and each span into pieces. A rank computes the first piece of every span, its own last, then
+the second pieces, and so on: what it sends is on its way while it computes, and the others' parts
+of its own piece have come when it gets there. Every sum is taken in the order of the ranks, so it
+doesn't depend on the pieces.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from portattn.errors import ArgumentError
+
+# What a plan is chosen from: pieces of a span, and the last one's size beside the others'.
+_PIECES = (1, 2, 3, 4, 6, 8)
+_LAST = (1.0, 0.5)
+# Fewer rows than a matrix unit's tile save nothing.
+_ROWS = 128
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows start to stop of the product, added up by rank `owner`; the `piece`th of its span."""
+
+    owner: int
+    piece: int
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """Row blocks in the order of pieces, one for each rank in each piece; some may be empty."""
+
+    rows: int
+    ranks: int
+    pieces: tuple[tuple[Block, ...], ...]
+
+    def order(self, rank: int) -> Iterator[Block]:
+        """The blocks as `rank` computes them: of each piece the next rank's first, its own last."""
+        for blocks in self.pieces:
+            for step in range(1, self.ranks + 1):
+                yield blocks[(rank + step) % self.ranks]
+
+    def span(self, owner: int) -> slice:
+        """The rows that `owner` adds up."""
+        return slice(self.pieces[0][owner].start, self.pieces[-1][owner].stop)
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What a plan's time depends on: rates of one device and its link, in flop/s and bytes/s.
+
+    `multiply` is the matrix product's; `send` the link's, each way; `start` the seconds between
+    one operation and the next on the same data; `cores` the units that share a product's tiles.
+    """
+
+    multiply: float
+    send: float
+    start: float
+    cores: int = 1
+
+
+def cut(rows: int, ranks: int, pieces: Sequence[float] = (1.0,)) -> BlockPlan:
+    """Spans that differ by a row at most, and in each the pieces in the given proportions."""
+    if rows < 0 or ranks < 1 or not pieces or min(pieces) <= 0:
+        raise ArgumentError(
+            "rows, ranks, pieces", "rows from 0, ranks from 1 and positive pieces", (rows, ranks)
+        )
+    bounds = [rows * rank // ranks for rank in range(ranks + 1)]
+    total, cuts = sum(pieces), [0.0]
+    for piece in pieces:
+        cuts.append(cuts[-1] + piece)
+    planned = []
+    for number in range(len(pieces)):
+        blocks = []
+        for owner in range(ranks):
+            length = bounds[owner + 1] - bounds[owner]
+            start, stop = (_rounded(length, cuts[number + more] / total) for more in (0, 1))
+            blocks.append(Block(owner, number, bounds[owner] + start, bounds[owner] + stop))
+        planned.append(tuple(blocks))
+    return BlockPlan(rows, ranks, tuple(planned))
+
+
+def best(
+    rows: int, inner: int, columns: int, itemsize: int, ranks: int, speeds: Speeds
+) -> BlockPlan:
+    """The plan with the shortest modelled time; one piece where cutting doesn't pay."""
+    plans = [
+        cut(rows, ranks, (1.0,) * (pieces - 1) + (last if pieces > 1 else 1.0,))
+        for pieces in _PIECES
+        if pieces == 1 or rows // ranks >= pieces * _ROWS
+        for last in _LAST
+    ]
+    return min(plans, key=lambda plan: modelled(plan, inner, columns, itemsize, speeds).total)
+
+
+@dataclass(frozen=True)
+class Modelled:
+    """Seconds: all of a plan, its products alone, and its transfers alone."""
+
+    total: float
+    compute: float
+    transfer: float
+
+    @property
+    def hidden(self) -> float:
+        """The share of the transfers' time that the products cover."""
+        return 1.0 - (self.total - self.compute) / self.transfer if self.transfer else 1.0
+
+
+def modelled(plan: BlockPlan, inner: int, columns: int, itemsize: int, speeds: Speeds) -> Modelled:
+    """The time of a plan in which every rank is alike, as rank 0 sees it."""
+    row_bytes, peers = columns * itemsize, plan.ranks - 1
+    clock = link = adding = 0.0
+    compute = transfer = 0.0
+    for block in plan.order(0):
+        took = product_seconds(block.rows, inner, columns, speeds)
+        clock, compute = clock + took, compute + took
+        sent = block.rows * row_bytes / speeds.send
+        if block.owner != 0:
+            link = max(link, clock + speeds.start) + sent
+            transfer += sent
+        else:
+            # Everyone's parts of this piece have come when the last one sent has.
+            adding = max(adding, link, clock) + 2 * speeds.start
+            link = max(link, adding) + peers * sent
+            transfer += peers * sent
+    return Modelled(max(clock, link) + speeds.start if peers else clock, compute, transfer)
+
+
+def product_seconds(rows: int, inner: int, columns: int, speeds: Speeds) -> float:
+    """Of rows x inner by inner x columns in whole waves of tiles of 128 x 256."""
+    if not rows:
+        return 0.0
+    flops = 2.0 * rows * inner * columns
+    if speeds.cores == 1:
+        return flops / speeds.multiply + speeds.start
+    tiles = math.ceil(rows / _ROWS) * math.ceil(columns / 256)
+    waves = math.ceil(tiles / speeds.cores)
+    tile = 2.0 * _ROWS * 256 * inner / (speeds.multiply / speeds.cores)
+    return waves * tile + speeds.start
+
+
+def _rounded(length: int, share: float) -> int:
+    """A share of a span's rows, in whole tiles where it has several."""
+    at = length * share
+    return round(at / _ROWS) * _ROWS if length >= 2 * _ROWS and share < 1.0 else round(at)

@@ -1,0 +1,216 @@
+"""Tensor parallel: products whose inner dimension is sharded, added up behind the products.
+
+After attention each rank holds its heads' outputs, and after an MLP's first half its columns: the
+projection that follows gives every rank a part of the sum. `linear` computes it in blocks of rows,
+as schedule.py orders them, and adds each block up while later ones are computed: through memory
+that all ranks map where there is such (CUDA devices of one host that reach each other), else by
+sending and receiving in the group (NCCL, gloo, HCCL).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import P2POp, ProcessGroup, Work
+
+from portattn.dispatch import cost
+from portattn.dispatch import device as devices
+from portattn.dispatch import profile as profiles
+from portattn.errors import ArgumentError, DeviceError, DtypeError, ShapeError
+from portattn.parallel import schedule
+from portattn.parallel.schedule import BlockPlan, Speeds
+
+# Of what a data sheet promises, what products and links reach; then a step's cost, and guesses
+# where a profile is silent.
+_REACHED = 0.75
+_START_SECONDS = {"cuda": 12e-6}
+_SLOW_START = 50e-6
+_UNKNOWN_TFLOPS = 0.1
+_UNKNOWN_GBS = 1.0
+# Below this many bytes a sum's time is its latency: one collective, whose order is the library's.
+_SMALL_BYTES = 2**18
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    group: ProcessGroup,
+    bias: Tensor | None = None,
+    *,
+    plan: BlockPlan | None = None,
+) -> Tensor:
+    """x @ weight.T summed over the ranks of `group`, plus bias; equal on all ranks.
+
+    Args:
+        x: [..., inner], this rank's shard of the features; the same leading shape on all ranks.
+        weight: [columns, inner], this rank's shard, of x's dtype.
+        group: a process group whose backend reaches x's device.
+        bias: [columns], whole on every rank; added once.
+        plan: which rows are computed and added when; by default the one that the device's profile
+            predicts to be the fastest. Every rank must pass the same.
+
+    Returns:
+        [..., columns] in x's dtype. Parts are rounded to it, then added in fp32 in the order of the
+        ranks, whatever the plan; results of at most 256 KiB are added in the group's own order.
+
+    Raises:
+        ShapeError, DtypeError, DeviceError: an argument doesn't fit the others.
+    """
+    _check(x, weight, bias, group, plan)
+    rows = x.reshape(-1, x.shape[-1])
+    size = rows.shape[0] * weight.shape[0] * x.element_size()
+    if group.size() == 1:
+        out = rows @ weight.T
+    elif plan is None and size <= _SMALL_BYTES:
+        out = rows @ weight.T
+        dist.all_reduce(out, group=group)
+    else:
+        out = _summed(rows, weight, group, plan or _planned(rows, weight, group))
+    if bias is not None:
+        out += bias
+    return out.view(*x.shape[:-1], weight.shape[0])
+
+
+def _planned(rows: Tensor, weight: Tensor, group: ProcessGroup) -> BlockPlan:
+    return schedule.best(
+        rows.shape[0],
+        rows.shape[1],
+        weight.shape[0],
+        rows.element_size(),
+        group.size(),
+        speeds(rows),
+    )
+
+
+def speeds(x: Tensor) -> Speeds:
+    """What the profile of x's device predicts of products in x's dtype and of the link to a peer.
+
+    Without a peer's link in the profile: 1 GB/s, the order of an Ethernet port and of gloo.
+    """
+    device = devices.of(x.device)
+    profile = profiles.for_device(device)
+    known = cost.rates(profile, device.cores)
+    tflops = known.tflops_of(x.dtype) or _UNKNOWN_TFLOPS
+    return Speeds(
+        multiply=tflops * 1e12 * _REACHED,
+        send=(profile.links.peer_gbs or _UNKNOWN_GBS) * 1e9 * _REACHED,
+        start=_START_SECONDS.get(x.device.type, _SLOW_START),
+        cores=device.cores if x.device.type == "cuda" else 1,
+    )
+
+
+def _summed(rows: Tensor, weight: Tensor, group: ProcessGroup, plan: BlockPlan) -> Tensor:
+    if _reachable(rows, group, plan):
+        out: Tensor = _symmetric(group, rows.device).linear(rows, weight, plan)
+        return out
+    return _sent(rows, weight, group, plan)
+
+
+def _sent(rows: Tensor, weight: Tensor, group: ProcessGroup, plan: BlockPlan) -> Tensor:
+    """The same blocks and sums with messages of the group."""
+    rank, ranks = group.rank(), group.size()
+    out = rows.new_empty((rows.shape[0], weight.shape[0]))
+    arriving: list[Work] = []
+    parts: dict[int, Tensor] = {}
+    for block in plan.order(rank):
+        parts[block.owner] = rows[block.start : block.stop] @ weight.T
+        if block.owner != rank:
+            continue
+        # Each piece's sum waits for its parts only; its results travel while the next is computed.
+        received = [torch.empty_like(parts[rank]) for _ in range(ranks - 1)]
+        others = [(rank + step) % ranks for step in range(1, ranks)]
+        _wait(
+            _exchange(
+                group,
+                {other: parts[other] for other in others},
+                dict(zip(others, received, strict=True)),
+            )
+        )
+        held = {rank: parts[rank], **dict(zip(others, received, strict=True))}
+        mine = out[block.start : block.stop]
+        mine.copy_(_in_order([held[source] for source in range(ranks)]))
+        blocks = plan.pieces[block.piece]
+        arriving += _exchange(
+            group,
+            dict.fromkeys(others, mine),
+            {other: out[blocks[other].start : blocks[other].stop] for other in others},
+        )
+    _wait(arriving)
+    return out
+
+
+def _in_order(parts: list[Tensor]) -> Tensor:
+    """Their sum in fp32, or in their own dtype if that is wider."""
+    total = parts[0].to(torch.promote_types(parts[0].dtype, torch.float32))
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def _exchange(
+    group: ProcessGroup, sent: dict[int, Tensor], arriving: dict[int, Tensor]
+) -> list[Work]:
+    operations = []
+    for function, tensors in ((dist.isend, sent), (dist.irecv, arriving)):
+        for other, tensor in tensors.items():
+            if tensor.numel():
+                peer = dist.get_global_rank(group, other)
+                operations.append(P2POp(function, tensor, peer, group))
+    return list(dist.batch_isend_irecv(operations)) if operations else []
+
+
+def _wait(works: list[Work]) -> None:
+    for work in works:
+        work.wait()
+
+
+def _reachable(rows: Tensor, group: ProcessGroup, plan: BlockPlan) -> bool:
+    """Whether all ranks of the group map each other's memory, and no block is empty."""
+    whole = all(block.rows for blocks in plan.pieces for block in blocks)
+    return whole and rows.is_cuda and _maps_peers(group, rows.device)
+
+
+@cache
+def _maps_peers(group: ProcessGroup, device: torch.device) -> bool:
+    """Collective, once for a group: the same answer on every rank."""
+    facts: list[Any] = [None] * group.size()
+    importable = importlib.util.find_spec("triton") is not None
+    dist.all_gather_object(facts, (platform.node(), device.index, importable), group=group)
+    hosts, indices, able = zip(*facts, strict=True)
+    here = len(set(hosts)) == 1 and len(set(indices)) == len(indices) and all(able)
+    reached = here and all(
+        other == device.index or torch.cuda.can_device_access_peer(device.index, other)
+        for other in indices
+    )
+    dist.all_gather_object(facts, reached, group=group)
+    return all(facts)
+
+
+@cache
+def _symmetric(group: ProcessGroup, device: torch.device) -> Any:
+    return importlib.import_module("portattn.parallel.symmetric").SymmetricSum(group, device)
+
+
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, group: ProcessGroup, plan: BlockPlan | None
+) -> None:
+    if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1]:
+        shown = f"{list(x.shape)} and {list(weight.shape)}"
+        raise ShapeError("weight", "[columns, inner] for x [..., inner]", shown)
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ShapeError("bias", f"[{weight.shape[0]}]", list(bias.shape))
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype != x.dtype:
+            raise DtypeError(name, f"x's dtype, {x.dtype}", tensor.dtype)
+        if tensor is not None and tensor.device != x.device:
+            raise DeviceError(name, f"x's device, {x.device}", tensor.device)
+    rows = x.numel() // max(x.shape[-1], 1)
+    if plan is not None and (plan.rows, plan.ranks) != (rows, group.size()):
+        given = f"{plan.rows} rows for {plan.ranks} ranks"
+        raise ArgumentError("plan", f"{rows} rows for {group.size()} ranks", given)
