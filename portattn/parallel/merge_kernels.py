@@ -45,10 +45,9 @@ def _merge_rows(
     theirs = tl.load(
         part + b * part_b + h * part_h + s[:, None] * part_s + columns, mask=mask, other=0.0
     ).to(tl.float32)
-    mine = tl.where((ea > 0.0)[:, None] | (ea != ea)[:, None], mine * (ea * scale)[:, None], 0.0)
-    theirs = tl.where(
-        (ec > 0.0)[:, None] | (ec != ec)[:, None], theirs * (ec * scale)[:, None], 0.0
-    )
+    # What a part of no weight holds counts for nothing, NaN included.
+    mine = tl.where((ea != 0.0)[:, None], mine * (ea * scale)[:, None], 0.0)
+    theirs = tl.where((ec != 0.0)[:, None], theirs * (ec * scale)[:, None], 0.0)
     tl.store(out_at, (mine + theirs).to(out.dtype.element_ty), mask=mask)
     tl.store(lse_at, tl.where(total == 0.0, float("-inf"), top + tl.log(total)), mask=inside)
 
@@ -70,7 +69,7 @@ def _merge_parts(
     at = parts + row * (dim + 1)
     for part in range(count):
         value = tl.load(at + part * part_stride + dim, mask=inside, other=float("-inf"))
-        top = tl.maximum(top, value, propagate_nan=tl.PropagateNan.ALL)
+        top = tl.maximum(top, value)
     top = tl.where(top == float("-inf"), 0.0, top)
     total = tl.zeros([ROWS], tl.float32)
     if SINKS:

@@ -126,9 +126,9 @@ class ShardedKVCache:
         mine[..., -1] = lse.transpose(1, 2)
         if self._peers.size == 1:
             return merge_all(mine[None], sinks, out.dtype)
-        parts = mine.new_empty((self._peers.size, *mine.shape))
+        parts = mine.new_empty((self._peers.size * mine.shape[0], *mine.shape[1:]))
         dist.all_gather_into_tensor(parts, mine, group=self._peers.group)
-        return merge_all(parts, sinks, out.dtype)
+        return merge_all(parts.view(self._peers.size, *mine.shape), sinks, out.dtype)
 
     def _visible(self, q: Tensor, causal: bool, window: tuple[int, int]) -> Tensor | None:
         """Which keys here each query sees, [B, 1, Sq, longest]; None where it is all of them."""
