@@ -190,7 +190,7 @@ def _decode_correctness(bench: Bench) -> dict[str, Any]:
         bench.random(3, n, h, DIM, seed=s) for s, n, h in ((1, 1, 8), (2, keys, 2), (3, keys, 2))
     )
     share = torch.tensor([0.3, 0.9, 0.0], device=bench.device)
-    first = (lengths * share).int() if bench.rank == 0 else (lengths * share).int()
+    first = (lengths * share).int()
     mine = first if bench.rank == 0 else (lengths - first).int()
     if bench.rank > 1:
         mine = torch.zeros_like(mine)
@@ -254,9 +254,7 @@ def products_only(
             portattn.calls.run_forward(part.tensors(q, k, v), part.options(options))
 
 
-def torch_context_parallel(
-    bench: Bench, length: int, causal: bool, alone: float
-) -> dict[str, Any]:
+def torch_context_parallel(bench: Bench, length: int, causal: bool, alone: float) -> dict[str, Any]:
     """torch's own, keys repeated for every query head where it can't read grouped ones."""
     from torch.distributed.tensor.experimental import context_parallel
     from torch.nn.attention import SDPBackend, sdpa_kernel

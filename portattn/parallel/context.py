@@ -11,9 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from portattn import arguments
-from portattn.arguments import Options
-from portattn.attention import Result, attention, attention_varlen
+from portattn import arguments, ops
+from portattn.arguments import Options, as_scores_shape
+from portattn.attention import Result
+from portattn.dispatch.backend import AttentionTensors
 from portattn.errors import ArgumentError, DeviceError, ShapeError
 from portattn.parallel.layout import Layout, Pattern, Share, Which, held
 from portattn.parallel.ring import Ring, ring_attention
@@ -147,29 +148,27 @@ class ContextParallel:
         options: Options,
         extras: dict[str, Tensor | None],
     ) -> tuple[Tensor, Tensor]:
-        """Over the ring, or by the library's plain call where there is none."""
+        """Over the ring, or as a call of the library where there is none."""
         if self.ring.size > 1:
             ring = Ring(self.ring, layout, options)
             return ring_attention(ring, q, k, v, extras["sinks"])
-        plain = {
-            "softmax_scale": options.softmax_scale,
-            "causal": options.causal,
-            "window_size": options.window,
-            "softcap": options.softcap,
-            "deterministic": options.deterministic,
-            "backend": options.backend,
-            "return_lse": True,
-        }
-        if q.dim() == 4:
-            result = attention(q, k, v, **extras, **plain)  # type: ignore[arg-type]
-        else:
-            cu_q, cu_k = (_cumulative(n, q.device) for n in (layout.queries, layout.keys))
-            longest = (max(n, default=0) for n in (layout.queries, layout.keys))
-            result = attention_varlen(
-                q, k, v, cu_q, cu_k, *longest, **extras, **plain  # type: ignore[arg-type]
-            )  # fmt: skip
-        assert isinstance(result, tuple)
-        return result
+        tensors = AttentionTensors(
+            q,
+            k,
+            v,
+            as_scores_shape("bias", extras["bias"]),
+            as_scores_shape("mask", extras["mask"]),
+            extras["alibi_slopes"],
+            extras["sinks"],
+        )
+        if q.dim() == 3:
+            tensors.cu_seqlens_q = _cumulative(layout.queries, q.device)
+            tensors.cu_seqlens_k = _cumulative(layout.keys, q.device)
+            options = options._replace(
+                max_seqlen_q=max(layout.queries, default=0),
+                max_seqlen_k=max(layout.keys, default=0),
+            )
+        return ops.forward(tensors, options)
 
     def _check(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> None:
         sizes = (self.ring.size, self.ulysses.size)

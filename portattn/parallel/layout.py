@@ -85,7 +85,7 @@ class Layout:
         return [held(share) for share in self.shares(which, ring_rank, ulysses_rank)]
 
     def blocks(self, ring_rank: int, source: int, window: Window) -> tuple[tuple[Block, ...], ...]:
-        """What a ring rank's queries see of the keys that ring rank `source` holds, per sequence."""
+        """What a ring rank's queries see of the keys of ring rank `source`, per sequence."""
         return tuple(
             blocks(rows, keys, seqlen_k - seqlen_q, window)
             for rows, keys, seqlen_q, seqlen_k in zip(

@@ -112,9 +112,7 @@ def merge_rows(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None
     )  # fmt: skip
 
 
-def merge_parts(
-    parts: Tensor, sinks: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def merge_parts(parts: Tensor, sinks: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """out [B, Sq, H, Dv] and lse [B, H, Sq] of contiguous float32 parts [N, B, Sq, H, Dv + 1]."""
     count, batch, seqlen, heads, width = parts.shape
     out = parts.new_empty((batch, seqlen, heads, width - 1), dtype=dtype)

@@ -116,7 +116,7 @@ class _RingAttention(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> Any:
         q, k, v, sinks, out, lse = ctx.saved_tensors
         if grad_out is None:
@@ -215,7 +215,7 @@ def _part_backward(
 def _sink_gradient(
     grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, sinks: Tensor
 ) -> Tensor:
-    """-p_sink delta over this rank's rows: other ranks' are not in it, as in a weight's gradient."""
+    """-p_sink delta over this rank's rows alone."""
     delta = (grad_out.to(lse.dtype) * out.to(lse.dtype)).sum(-1).transpose(-1, -2)
     if grad_lse is not None:
         delta = delta - grad_lse

@@ -119,9 +119,7 @@ class ShardedKVCache:
         return (out, lse) if return_lse else out
 
     def _merged(self, out: Tensor, lse: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
-        mine = torch.empty(
-            (*out.shape[:-1], out.shape[-1] + 1), dtype=lse.dtype, device=lse.device
-        )
+        mine = torch.empty((*out.shape[:-1], out.shape[-1] + 1), dtype=lse.dtype, device=lse.device)
         mine[..., :-1] = out
         mine[..., -1] = lse.transpose(1, 2)
         if self._peers.size == 1:
