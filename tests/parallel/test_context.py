@@ -26,10 +26,12 @@ from portattn.parallel.context import ContextParallel
 from portattn.parallel.layout import Layout, Pattern, Share, blocks
 from portattn.parallel.sharded_decode import ShardedKVCache
 from tests.conformance.budget import check, expected, expected_gradients
-from tests.conformance.cases import CASES, Case, build
+from tests.conformance.cases import CASES, Case, build, dense
 from tests.parallel import ranks
 
+# The last has keys so near that a ring of contiguous parts ends early.
 SPREAD = [case for case in CASES if case.differentiable and not case.dropout_p]
+SPREAD.append(dense("near window", 2, 48, 48, window=(5, 0), causal=True, kv_heads=1))
 
 
 @given(data=st.data())
@@ -138,7 +140,8 @@ def spread_everything(seed: int) -> list[str]:
         ("ring", ContextParallel(world), "zigzag", torch.float32),
         ("ulysses", ContextParallel(None, world), "zigzag", torch.float32),
     ]
-    if count == 2:
+    if count == 3:
+        # Windows end before the ring does.
         ways.append(("ring", ways[0][1], "contiguous", torch.bfloat16))
     if count == 4:
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("ring", "ulysses"))
