@@ -15,7 +15,9 @@ import argparse
 import datetime
 import json
 import os
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +70,8 @@ class Bench:
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.cp = ContextParallel(dist.group.WORLD)
         self.record: dict[str, Any] = {
+            "command": f"torchrun --nproc-per-node {self.ranks} {shlex.join(sys.argv)}",
+            "kind": "measured",
             "device": f"{self.ranks} x {name}",
             "torch": torch.__version__,
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -256,10 +260,18 @@ def products_only(
 
 def torch_context_parallel(bench: Bench, length: int, causal: bool, alone: float) -> dict[str, Any]:
     """torch's own, keys repeated for every query head where it can't read grouped ones."""
-    from torch.distributed.tensor.experimental import context_parallel
+    try:
+        from torch.distributed.tensor.experimental import _attention as attention_module
+        from torch.distributed.tensor.experimental import context_parallel
+
+        cp_options = attention_module._cp_options
+    except (ImportError, AttributeError) as error:
+        return {"error": str(error)}
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     mesh = init_device_mesh(bench.device.type, (bench.ranks,))
+    # It cuts for a causal mask, and refuses others, unless told not to.
+    cp_options.enable_load_balance = causal
     found: dict[str, Any] = {}
     for kernel in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
         for grouped in (True, False):

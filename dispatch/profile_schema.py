@@ -114,10 +114,15 @@ class DeviceFacts(_Model):
 
 
 class Links(_Model):
-    """Bandwidth to the host and to a peer device, GB/s in one direction."""
+    """Bandwidth to the host, to a peer device and to other nodes, GB/s in one direction.
+
+    `network_gbs` is a device's share of its node's network, in nodes of `node_devices` devices.
+    """
 
     host_gbs: _Positive | None = None
     peer_gbs: _Positive | None = None
+    network_gbs: _Positive | None = None
+    node_devices: Annotated[int, Field(gt=0, le=2**10)] | None = None
     source: _Text | None = None
 
 

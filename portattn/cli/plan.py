@@ -16,6 +16,7 @@ from portattn.errors import ArgumentError
 from portattn.offload import machine as machines
 from portattn.offload import planner
 from portattn.offload.planner import SHAPES, ModelShape, Policy
+from portattn.parallel import planner as parallel
 
 
 def tokens(text: str) -> int:
@@ -33,6 +34,15 @@ def plan(
     context: Annotated[str, typer.Option(help="Tokens a sequence: 8192, 128K, 1M.")] = "128K",
     batch: Annotated[int, typer.Option(min=1)] = 1,
     tp: Annotated[int, typer.Option(min=1, help="Devices that share the heads.")] = 1,
+    devices: Annotated[
+        str | None, typer.Option(help="Many devices, all keys on them: 8xv100-32, 64xh100.")
+    ] = None,
+    cp: Annotated[
+        int | None, typer.Option(min=1, help="With --devices: what shares the tokens.")
+    ] = None,
+    blocks: Annotated[
+        int, typer.Option(min=1, help="With --devices: parts of the rows that are summed over tp.")
+    ] = 4,
     policy: Annotated[str, typer.Option(help=", ".join(planner.POLICIES))] = "auto",
     profile: Annotated[
         str | None, typer.Option(help="Another device's profile, such as nvidia-h100.")
@@ -45,7 +55,22 @@ def plan(
     ] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Divide a model's keys and values between device, CPU and link; predict the time of a step."""
+    """Divide a model's keys and values between device, CPU and link; predict the time of a step.
+
+    With --devices, divide the model and its tokens among tp x cp of them; predict memory and times.
+    """
+    if devices is not None:
+        spread = parallel.plan(
+            shape_of(model),
+            parallel.cluster(devices),
+            tokens(context),
+            tp=tp,
+            cp=cp,
+            batch=batch,
+            blocks=blocks,
+        )
+        _show(spread, json)
+        return
     host_bytes = None if host_gib is None else int(host_gib * 2**30)
     if profile is None:
         machine = machines.here(torch_device(device), host_gbs=host_gbs)
@@ -61,6 +86,10 @@ def plan(
         policy=cast(Policy, policy),  # checked there
         tp=tp,
     )
+    _show(made, json)
+
+
+def _show(made: planner.Plan | parallel.ParallelPlan, json: bool) -> None:
     if json:
         print_json(made.as_dict())
     else:
@@ -85,6 +114,8 @@ def shape_of(model: str) -> ModelShape:
     types = config.get("layer_types") or ["full_attention"] * layers
     name = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    size, width = 4 if name == "float32" else 2, config.get("hidden_size") or heads * dim
+    copies = 1 if config.get("tie_word_embeddings") else 2
     return ModelShape(
         folder.name,
         types.count("full_attention"),
@@ -92,6 +123,8 @@ def shape_of(model: str) -> ModelShape:
         kv_heads,
         dim,
         dim,
-        4 if name == "float32" else 2,
+        size,
         weights,
+        width,
+        min(weights, copies * config.get("vocab_size", 0) * width * size),
     )

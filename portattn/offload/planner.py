@@ -68,7 +68,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the plan needs to know of a model; `layers` are those with full attention."""
+    """What the plan needs to know of a model; `layers` are those with full attention.
+
+    `width` is that of its residual stream, 0 for heads x head_dim, and `vocabulary_bytes` the part
+    of its weights that no layer multiplies by.
+    """
 
     name: str
     layers: int
@@ -78,6 +82,8 @@ class ModelShape:
     head_dim_v: int
     element_bytes: int
     weight_bytes: int
+    width: int = 0
+    vocabulary_bytes: int = 0
 
     @property
     def token_bytes(self) -> int:
@@ -98,8 +104,15 @@ class ModelShape:
 
 # Shapes from the models' published configurations; weights in 16 bits.
 SHAPES = {
-    "llama-3-8b": ModelShape("llama-3-8b", 32, 32, 8, 128, 128, 2, 16_060_522_496),
-    "llama-3-70b": ModelShape("llama-3-70b", 80, 64, 8, 128, 128, 2, 141_107_412_992),
+    shape.name: shape
+    for shape in (
+        ModelShape(
+            "llama-3-8b", 32, 32, 8, 128, 128, 2, 16_060_522_496, 4096, 2 * 128_256 * 4096 * 2
+        ),
+        ModelShape(
+            "llama-3-70b", 80, 64, 8, 128, 128, 2, 141_107_412_992, 8192, 2 * 128_256 * 8192 * 2
+        ),
+    )
 }
 
 
