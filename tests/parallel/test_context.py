@@ -1,4 +1,4 @@
-"""Context parallel on gloo ranks: every conformance case, spread over devices, within its budget."""
+"""Context parallel on gloo ranks: every conformance case, spread out, within its budget."""
 
 from __future__ import annotations
 
@@ -182,7 +182,9 @@ def _spread(
     dim = 0 if packed else 1
     sides = (("q", "queries"), ("k", "keys"), ("v", "keys"))
     local = {n: cp.shard(getattr(t, n), layout, w, dim=dim).requires_grad_() for n, w in sides}
-    whole = {n: x.clone().requires_grad_() for n in ("bias", "sinks") if (x := getattr(t, n)) is not None}  # noqa: E501
+    whole = {
+        n: x.clone().requires_grad_() for n in ("bias", "sinks") if (x := getattr(t, n)) is not None
+    }
     kwargs: dict[str, Any] = {**whole, "alibi_slopes": t.alibi_slopes, "mask": t.mask}
     call: dict[str, Any] = {
         "causal": o.causal, "softmax_scale": o.softmax_scale, "window_size": o.window,
@@ -212,7 +214,9 @@ def _spread(
         got[f"d{name}"] = grad if name in whole else cp.gather(grad, layout, which, dim=dim)
     if dist.get_rank() == 0:
         want = expected_gradients(t, o, grads_of, lse_grads, got)
-        check({n: x for n, x in got.items() if n in ("out", "lse")}, expected(t, o), t.q.dtype, about)  # noqa: E501
+        check(
+            {n: x for n, x in got.items() if n in ("out", "lse")}, expected(t, o), t.q.dtype, about
+        )
         check({n: x for n, x in got.items() if n[0] == "d"}, want, t.q.dtype, about)
 
 
@@ -269,7 +273,9 @@ def _cache(
     if not paged:
         return ContiguousKVCache.from_tensors(*stores, used)
     table = torch.arange(len(mine) * 4, dtype=torch.int32).view(len(mine), 4)
-    return PagedKVCache.from_tensors(*(s.unflatten(1, (4, 16)).flatten(0, 1) for s in stores), table, used)  # noqa: E501
+    return PagedKVCache.from_tensors(
+        *(s.unflatten(1, (4, 16)).flatten(0, 1) for s in stores), table, used
+    )
 
 
 def _disagreement(seed: int) -> None:
