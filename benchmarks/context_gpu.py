@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 benchmarks/context_gpu.py --out parallel-context.json
 
 Heads as of an 8B model (32/8 of 128, bfloat16). What one rank takes alone, what all take together,
-what the ring's products take without any transfer, and torch's context_parallel are timed in turn
+what the ring takes without transfers, and without merges too, and torch's context_parallel are timed in turn
 within each repetition; a time is the median of the slowest rank's. Results are compared with the
 definition first. Everything is written to --out after each item, with its error where it fails.
 `--device cpu --small` runs every line on gloo, for its code and not for its times.
@@ -19,7 +19,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ from torch.distributed.device_mesh import init_device_mesh
 import portattn
 from portattn.cache import ContiguousKVCache
 from portattn.parallel.context import ContextParallel
-from portattn.parallel.layout import Layout
-from portattn.parallel.ring import Ring
+from portattn.parallel.ring import Ring, ring_attention
 from portattn.parallel.sharded_decode import ShardedKVCache
+from portattn.parallel.transport import Peers, Transfer
 
 HEADS, KV_HEADS, DIM = 32, 8, 128
 Calls = dict[str, Callable[[], Any]]
@@ -108,9 +108,12 @@ class Bench:
     def times(self, calls: Calls, repeats: int | None = None, inner: int = 1) -> dict[str, float]:
         """Milliseconds of each call, taken in turn: the median of the slowest rank's."""
         found: dict[str, list[float]] = {name: [] for name in calls}
+        names = list(calls)
         for index in range((repeats or self.options.repeats) + 1):
-            for name, call in calls.items():
-                taken = self._once(call, inner)
+            # Each is first in turn: what a hot device does slower isn't always the same call.
+            start = index % len(names)
+            for name in names[start:] + names[:start]:
+                taken = self._once(calls[name], inner)
                 if index:
                     found[name].append(taken)
         return {name: round(statistics.median(times), 4) for name, times in found.items()}
@@ -170,8 +173,45 @@ def correctness(bench: Bench) -> dict[str, Any]:
             error, single = (float((t.double() - truth).abs().max()) for t in (mine, one))
             limit = 3 * single + torch.finfo(torch.bfloat16).eps * float(truth.abs().max())
             found[f"{name} {what}"] = {"error": error, "one_rank": single, "ok": error <= limit}
-    found |= _decode_correctness(bench)
+    found |= _packed_correctness(bench) | _decode_correctness(bench)
     return {"all_ok": all(entry["ok"] for entry in found.values()), "checks": found}
+
+
+def _packed_correctness(bench: Bench) -> dict[str, Any]:
+    """Ragged sequences, one shorter than the ranks' parts, by the ring and by Ulysses."""
+    lengths = [700, 3, 0, 293]
+    q, k, v = (bench.random(sum(lengths), h, DIM, seed=s) for s, h in ((1, 8), (2, 2), (3, 2)))
+    grad = bench.random(sum(lengths), 8, DIM, seed=4)
+    ends = torch.tensor([0, *lengths], device=bench.device).cumsum(0, dtype=torch.int32)
+    sizes = (ends, ends, max(lengths), max(lengths))
+
+    def alone(*qkv: Tensor, backend: str | None = None) -> Any:
+        return portattn.attention_varlen(*qkv, *sizes, causal=True, backend=backend)
+
+    exact = _with_gradients(
+        lambda *qkv: alone(*qkv, backend="reference"), *(t.double() for t in (q, k, v, grad))
+    )
+    single = _with_gradients(alone, q, k, v, grad)
+    found = {}
+    ways = {"ring": bench.cp, "ulysses": ContextParallel(None, dist.group.WORLD)}
+    for name, cp in ways.items():
+        layout = cp.layout(lengths)
+        shards = [cp.shard(t, layout, dim=0) for t in (q, k, v, grad)]
+        parts = _with_gradients(
+            lambda *qkv, cp=cp, of=layout: cp.attention(*qkv, of, causal=True), *shards
+        )
+        whole = [cp.gather(t, layout, dim=0) for t in parts]
+        for what, truth, mine, one in zip(
+            ("out", "dq", "dk", "dv"), exact, whole, single, strict=True
+        ):
+            error, theirs = (float((t.double() - truth).abs().max()) for t in (mine, one))
+            limit = 3 * theirs + torch.finfo(torch.bfloat16).eps * float(truth.abs().max())
+            found[f"packed {name} {what}"] = {
+                "error": error,
+                "one_rank": theirs,
+                "ok": error <= limit,
+            }
+    return found
 
 
 def _wide(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -220,13 +260,18 @@ def prefill(bench: Bench, length: int, causal: bool) -> dict[str, Any]:
     q, k, v = _inputs(bench, length)
     layout = cp.layout(length)
     ql, kl, vl = (cp.shard(t, layout) for t in (q, k, v))
+    options = portattn.arguments.options(
+        q, causal=causal, softmax_scale=None, window_size=(-1, -1), softcap=0.0
+    )
+    still = Ring(StillPeers(dist.group.WORLD), layout, options)
     ulysses = ContextParallel(None, dist.group.WORLD)
     near = ulysses.layout(length)
     qu, ku, vu = (ulysses.shard(t, near) for t in (q, k, v))
     calls: Calls = {
         "one_rank": lambda: portattn.attention(q, k, v, causal=causal, return_lse=True),
         "ring": lambda: cp.attention(ql, kl, vl, layout, causal=causal),
-        "ring_products_only": lambda: products_only(cp, layout, ql, kl, vl, causal),
+        "ring_no_transfer": lambda: ring_attention(still, ql, kl, vl, None),
+        "ring_products_only": lambda: products_only(still, ql, kl, vl),
         "ulysses": lambda: ulysses.attention(qu, ku, vu, near, causal=causal),
     }
     with torch.no_grad():
@@ -239,23 +284,27 @@ def prefill(bench: Bench, length: int, causal: bool) -> dict[str, Any]:
         "ms": times,
         "ring_speedup": round(times["one_rank"] / ring, 3),
         "ulysses_speedup": round(times["one_rank"] / times["ulysses"], 3),
-        "exposed_ms": round(ring - times["ring_products_only"], 4),
+        "transfers_add_ms": round(ring - times["ring_no_transfer"], 4),
+        "merges_add_ms": round(times["ring_no_transfer"] - times["ring_products_only"], 4),
         "one_rank_tflops": round(flops / times["one_rank"] / 1e9, 1),
         "torch": torch_context_parallel(bench, length, causal, times["one_rank"]),
     }
 
 
-def products_only(
-    cp: ContextParallel, layout: Layout, q: Tensor, k: Tensor, v: Tensor, causal: bool
-) -> None:
-    """The library's calls that the ring makes, on the keys that are here; no transfer, no merge."""
-    options = portattn.arguments.options(
-        q, causal=causal, softmax_scale=None, window_size=(-1, -1), softcap=0.0
-    )
-    ring = Ring(cp.ring, layout, options)
+class StillPeers(Peers):
+    """A ring in which what is sent has come already: everybody goes on with their own keys."""
+
+    def exchange(
+        self, sent: Sequence[Tensor], arriving: tuple[Tensor, ...], *, to: int, tag: int = 0
+    ) -> Transfer:
+        return Transfer([], tuple(sent))
+
+
+def products_only(ring: Ring, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """The library's calls that the ring makes, on the keys that are here; nothing is merged."""
     for step in range(ring.steps):
         for part in ring.parts(step, q):
-            portattn.calls.run_forward(part.tensors(q, k, v), part.options(options))
+            portattn.calls.run_forward(part.tensors(q, k, v), part.options(ring.options))
 
 
 def torch_context_parallel(bench: Bench, length: int, causal: bool, alone: float) -> dict[str, Any]:

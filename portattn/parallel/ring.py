@@ -239,7 +239,8 @@ def add(total: Tensor, where: Rows, rows: Tensor) -> None:
         total.index_add_(-3, where, rows.to(total.dtype))
 
 
-@lru_cache(maxsize=4096)
+# Few: of packed tensors they hold the places of rows.
+@lru_cache(maxsize=256)
 def _parts(
     layout: Layout, rank: int, source: int, window: Window, packed: bool, device: torch.device
 ) -> tuple[Part, ...]:

@@ -13,6 +13,8 @@ from torch.distributed import P2POp, ProcessGroup, Work
 from portattn.errors import ArgumentError
 
 _WORD = 2**63
+# Facts that were found to be the same, before they are asked again.
+_REMEMBERED = 4096
 
 
 class Transfer:
@@ -75,6 +77,8 @@ class Peers:
             if not agreed:
                 expected = f"must be the same on all {self.size} ranks"
                 raise ArgumentError(name, expected, f"{value} on rank {self.rank}")
+        if len(self._agreed) >= _REMEMBERED:
+            self._agreed.clear()  # at the same call on every rank
         self._agreed.add(key)
 
 
