@@ -3,9 +3,10 @@
     torchrun --nproc-per-node 2 benchmarks/context_gpu.py --out parallel-context.json
 
 Heads as of an 8B model (32/8 of 128, bfloat16). What one rank takes alone, what all take together,
-what the ring takes without transfers, and without merges too, and torch's context_parallel are timed in turn
-within each repetition; a time is the median of the slowest rank's. Results are compared with the
-definition first. Everything is written to --out after each item, with its error where it fails.
+what the ring takes without transfers, and without merges too, are timed in turn within each
+repetition, then torch's context_parallel; a time is the median of the slowest rank's. Results are
+compared with the definition first. Everything is written to --out after each item, with its error
+where it fails.
 `--device cpu --small` runs every line on gloo, for its code and not for its times.
 """
 

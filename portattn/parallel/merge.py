@@ -29,7 +29,6 @@ class Merged:
     def __init__(self, rows: int, parts: int) -> None:
         self._rows, self._wide = rows, parts > 2
         self._state: tuple[Tensor, Tensor] | None = None
-        self._dtype: torch.dtype | None = None
 
     def add(self, where: Rows, out: Tensor, lse: Tensor) -> None:
         """Add the result over further keys for some rows; it may be kept and written to."""
@@ -44,7 +43,6 @@ class Merged:
             self._state[1].index_copy_(-1, where, mine[1])
 
     def _begin(self, where: Rows, out: Tensor, lse: Tensor) -> None:
-        self._dtype = out.dtype
         if self._wide and out.dtype.itemsize < 4:
             out = out.float()
         if where == (0, self._rows):
