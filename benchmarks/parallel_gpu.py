@@ -10,7 +10,8 @@ portattn.parallel.tensor.linear. A sample is several calls in a row between two 
 replayed from a CUDA graph; a time is the median over rounds of the slowest rank's. Hidden is
 1 - (time - product) / all-reduce. Results are compared with the plain form's first.
 
-`--stack` times whole layers instead: prefill of a stack of 70B-shaped layers on one device, and
+`--what attention` puts the attention before the projection into the product, and `--what stack`
+times whole layers: prefill of a stack of 70B-shaped layers on one device, and
 on all with the plain and the overlapped sums.
 """
 
@@ -36,14 +37,14 @@ import portattn
 from portattn.parallel import schedule, tensor
 
 CALLS = 4
-# Columns and inner features of a projection before it is sharded.
+# Columns and inner features of a projection before it is sharded, and the attention's heads.
 SHAPES = {
-    "8B out": (4096, 4096),
-    "8B down": (4096, 14336),
-    "32B out": (5120, 8192),
-    "32B down": (5120, 25600),
-    "70B out": (8192, 8192),
-    "70B down": (8192, 28672),
+    "8B out": (4096, 4096, 32),
+    "8B down": (4096, 14336, 0),
+    "32B out": (5120, 8192, 64),
+    "32B down": (5120, 25600, 0),
+    "70B out": (8192, 8192, 64),
+    "70B down": (8192, 28672, 0),
 }
 Call = Callable[[], Tensor]
 
@@ -135,37 +136,33 @@ def captured(call: Call) -> Call:
     return replay
 
 
-def projections(bench: Bench) -> None:
-    options = bench.options
-    for name in options.shapes:
-        columns, inner = SHAPES[name]
-        for tokens in options.tokens:
+def each(bench: Bench, measure: Callable[[Bench, int, int, int, int], dict[str, Any]]) -> None:
+    """One row for each shape and number of tokens."""
+    for name in bench.options.shapes:
+        columns, inner, heads = SHAPES[name]
+        for tokens in bench.options.tokens:
             if bench.late():
                 return
             torch.manual_seed(bench.rank)
-            part = inner // bench.ranks
-            x = torch.randn(tokens, part, device=bench.device, dtype=torch.bfloat16)
-            weight = torch.randn(columns, part, device=bench.device, dtype=torch.bfloat16)
-            weight *= inner**-0.5
             try:
-                row = projection(bench, x, weight)
+                row = measure(bench, tokens, columns, inner // bench.ranks, heads // bench.ranks)
             except Exception as error:
                 row = {"error": f"{type(error).__name__}: {error}"[:300]}
             bench.keep({"shape": name, "tokens": tokens, **row})
 
 
-def projection(bench: Bench, x: Tensor, weight: Tensor) -> dict[str, Any]:
-    group, name = bench.group, bench.group.group_name
-    tokens, columns = x.shape[0], weight.shape[0]
-    full = torch.zeros(tokens, columns, device=bench.device, dtype=x.dtype)
-    shared = symmetric.empty(tokens, columns, device=bench.device, dtype=x.dtype)
-    symmetric.rendezvous(shared, group)
-    turned = weight.T.contiguous()
+def random(bench: Bench, *shape: int) -> Tensor:
+    """Normal numbers; a matrix's are as small as its product needs."""
+    drawn = torch.randn(shape, device=bench.device, dtype=torch.bfloat16)
+    return drawn * shape[-1] ** -0.5 if len(shape) == 2 else drawn
 
-    def plain() -> Tensor:
-        out = x @ weight.T
-        dist.all_reduce(out, group=group)
-        return out
+
+def projection(bench: Bench, tokens: int, columns: int, inner: int, heads: int) -> dict[str, Any]:
+    """A product of rows that are there."""
+    x, weight = random(bench, tokens, inner) * inner**0.5, random(bench, columns, inner)
+    shared = symmetric.empty(tokens, columns, device=bench.device, dtype=x.dtype)
+    symmetric.rendezvous(shared, bench.group)
+    name, turned = bench.group.group_name, weight.T.contiguous()
 
     def two_shot() -> Tensor:
         torch.mm(x, weight.T, out=shared)
@@ -174,53 +171,130 @@ def projection(bench: Bench, x: Tensor, weight: Tensor) -> dict[str, Any]:
 
     def fused() -> Tensor:
         mine = torch.ops.symm_mem.fused_matmul_reduce_scatter(x, turned, "sum", 0, name)
-        out = torch.empty_like(full)
-        dist.all_gather_into_tensor(out, mine, group=group)
+        out = x.new_empty((tokens, columns))
+        dist.all_gather_into_tensor(out, mine, group=bench.group)
+        return out
+
+    return compare(
+        bench,
+        (tokens, columns, inner),
+        lambda: x @ weight.T,
+        lambda plan: tensor.linear(x, weight, bench.group, plan=plan),
+        {"torch two-shot": two_shot, "torch fused": fused},
+    )
+
+
+def attended(bench: Bench, tokens: int, columns: int, inner: int, heads: int) -> dict[str, Any]:
+    """Causal attention of a rank's heads, then the product."""
+    q = random(bench, 1, tokens, heads, 128)
+    k, v = (random(bench, 1, tokens, max(8 // bench.ranks, 1), 128) for _ in range(2))
+    weight = random(bench, columns, inner)
+    return compare(
+        bench,
+        (tokens, columns, inner),
+        lambda: portattn.attention(q, k, v, causal=True).flatten(2)[0] @ weight.T,
+        lambda plan: tensor.attention(q, k, v, weight, bench.group, causal=True, plan=plan)[0],
+        {},
+    )
+
+
+def compare(
+    bench: Bench,
+    sizes: tuple[int, int, int],
+    compute: Call,
+    ours: Callable[[schedule.BlockPlan], Tensor],
+    peers: dict[str, Call],
+) -> dict[str, Any]:
+    tokens, columns, inner = sizes
+    full = torch.zeros(tokens, columns, device=bench.device, dtype=torch.bfloat16)
+
+    def plain() -> Tensor:
+        out = compute()
+        dist.all_reduce(out, group=bench.group)
         return out
 
     def reduced() -> Tensor:
-        dist.all_reduce(full, group=group)
+        dist.all_reduce(full, group=bench.group)
         return full
 
-    calls: dict[str, Call] = {
-        "product": lambda: x @ weight.T,
-        "all-reduce": reduced,
-        "plain": plain,
-        "torch two-shot": two_shot,
-        "torch fused": fused,
-    }
-    plans = {"portattn": schedule.best(
-        *x.shape, columns, 2, bench.ranks, tensor.speeds(x)
-    )}  # fmt: skip
+    calls: dict[str, Call] = {"compute": compute, "all-reduce": reduced, "plain": plain, **peers}
+    plans = {"portattn": schedule.best(tokens, inner, columns, 2, bench.ranks, tensor.speeds(full))}
     for pieces in bench.options.pieces:
         plans["portattn " + pieces] = schedule.cut(
             tokens, bench.ranks, tuple(map(float, pieces.split(",")))
         )
     want = plain().float()
     for label, plan in plans.items():
-
-        def ours(plan: schedule.BlockPlan = plan) -> Tensor:
-            return tensor.linear(x, weight, group, plan=plan)
-
-        for _ in range(3):
-            got = ours().float()
-            error = float((got - want).abs().max() / want.abs().max())
-            if not error < 0.02:
-                raise ArithmeticError(f"{label} differs from the plain form by {error:.3g}")
-        calls[label] = ours
-        if bench.options.graphs:
-            replay = captured(ours)
-            error = float((replay().float() - want).abs().max() / want.abs().max())
-            if not error < 0.02:
-                raise ArithmeticError(f"{label} replayed differs by {error:.3g}")
-            calls[label + " graph"] = replay
+        for way in ("", " graph") if bench.options.graphs else ("",):
+            call = partial(ours, plan)
+            call = captured(call) if way else call
+            for _ in range(2):
+                error = float((call().float() - want).abs().max() / want.abs().max())
+                if not error < 0.02:
+                    raise ArithmeticError(f"{label}{way} is {error:.3g} off the plain form")
+            calls[label + way] = call
+    for label in ("compute", "all-reduce", "plain") if bench.options.graphs else ():
+        calls[label + " graph"] = captured(calls[label])
     times = bench.times(calls, bench.options.rounds)
-    hidden = {
-        f"hidden {label}": 1 - (taken - times["product"]) / times["all-reduce"]
-        for label, taken in times.items()
-        if label not in ("product", "all-reduce")
+    hidden = {}
+    for label, taken in times.items():
+        way = " graph" if label.endswith("graph") else ""
+        if label.split()[0] in ("portattn", "torch", "plain"):
+            exposed = taken - times["compute" + way]
+            hidden[f"hidden {label}"] = 1 - exposed / times["all-reduce" + way]
+    pieces = [block.rows for block, _ in (blocks[:2] for blocks in plans["portattn"].pieces)]
+    return {"pieces": str(pieces), **times, **hidden}
+
+
+def links(bench: Bench) -> None:
+    """What copy engines and cores move to and from the next rank, GB/s in one direction."""
+    count = 2**26
+    memory = symmetric.empty(2 * count, device=bench.device, dtype=torch.uint8)
+    mapped = symmetric.rendezvous(memory, bench.group)
+    there = mapped.get_buffer((bench.rank + 1) % bench.ranks, (2 * count,), torch.uint8)
+    mine = torch.zeros(count, device=bench.device, dtype=torch.uint8)
+    second = torch.cuda.Stream()
+
+    def both() -> Tensor:
+        second.wait_stream(torch.cuda.current_stream())
+        there[:count].copy_(mine)
+        with torch.cuda.stream(second):
+            memory[:count].copy_(there[count:])
+        torch.cuda.current_stream().wait_stream(second)
+        return mine
+
+    calls: dict[str, Call] = {
+        "push": lambda: there[:count].copy_(mine),
+        "fetch": lambda: mine.copy_(there[count:]),
+        "both": both,
+        # An operation between dtypes runs on cores.
+        "cores push": lambda: torch.add(mine, 1, out=there[:count]),
+        "cores fetch": lambda: torch.add(there[count:], 1, out=mine),
     }
-    return {"pieces": len(plans["portattn"].pieces), **times, **hidden}
+    times = bench.times(calls, 9)
+    bench.keep(
+        {"shape": "links", **{f"{key} GB/s": count / took / 1e6 for key, took in times.items()}}
+    )
+    device = bench.device
+    stream, flag = torch.cuda.Stream(device), torch.zeros(2, dtype=torch.int32, device=device)
+    from portattn.parallel.symmetric import _Stream
+
+    raw = _Stream(stream)
+    host: dict[str, float] = {}
+    for key, call in {
+        "copy 4 bytes here": lambda: raw.copy(flag.data_ptr(), flag.data_ptr() + 4, 4),
+        "copy 4 bytes there": lambda: raw.copy(there.data_ptr(), flag.data_ptr(), 4),
+        "copy 1 MB there": lambda: raw.copy(there.data_ptr(), mine.data_ptr(), 2**20),
+        "torch copy there": lambda: there[: 2**20].copy_(mine[: 2**20]),
+        "event": lambda: stream.wait_event(torch.cuda.current_stream().record_event()),
+    }.items():
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(50):
+            call()
+        host[f"host us {key}"] = (time.perf_counter() - start) / 50 * 1e6
+        torch.cuda.synchronize()
+    bench.keep({"shape": "host", **host})
 
 
 class Layer:
@@ -310,16 +384,20 @@ def main() -> None:
     parser.add_argument("--pieces", nargs="*", default=[], help="such as 1,1,0.5, beside our own")
     parser.add_argument("--graphs", action="store_true", help="also replayed from CUDA graphs")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--stack", action="store_true")
+    parser.add_argument(
+        "--what", choices=("projection", "attention", "stack", "links"), default="projection"
+    )
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--stack-tokens", nargs="*", type=int, default=[4096, 8192, 16384])
     parser.add_argument("--seconds", type=float, default=100.0, help="begin nothing after that")
     options = parser.parse_args()
     bench = Bench(options)
-    if options.stack:
+    if options.what == "stack":
         stack(bench)
+    elif options.what == "links":
+        links(bench)
     else:
-        projections(bench)
+        each(bench, attended if options.what == "attention" else projection)
     dist.destroy_process_group()
 
 

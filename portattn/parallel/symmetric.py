@@ -2,17 +2,24 @@
 
 Each rank copies its part of a block into its owner's memory, and then a flag. The owner's stream
 waits for the flags, adds the parts in the order of the ranks, and flags the sum, which the others
-fetch. No collective's kernel takes cores from the products, and the host waits for nothing.
+fetch. No collective's kernel takes cores from the products, and the host waits for nothing. When
+the last sums are made all products are over, and cores store faster than copy engines fetch: those
+are stored into the others' memory by the kernel that makes them.
+
+    compute  part A.0 | part B.0 | part A.1 | part B.1 |            this rank owns B, a peer owns A
+    send              | A.0 > peer          | A.1 > peer
+    add                          | B.0 + peer's        | B.1 + peer's > peer
+    fetch                                 | A.0 < peer           | A.1
 
 One memory serves call after call without a barrier between. A rank's call is over when it has
-fetched every other's sums, so what it then sends finds the parts of the call before added up; and
-a rank adds, over its old sums, only what the others sent after they had fetched those.
+every other's sums, so what it then sends finds the parts of the call before added up; and a rank
+adds, over its old sums, only what the others sent after they had those.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import torch
@@ -32,36 +39,36 @@ _GREATER_OR_EQUAL = 0
 
 
 class SymmetricSum:
-    """Products added up over the ranks of `group`, all on this host, each on its own `device`.
+    """Adds up what the ranks of `group` compute, all on this host, each on its own `device`.
 
     Collective to make and to call: every rank with the same shapes and plans, in the same order.
-    Its memory grows to what the largest call needs: the bytes of the result and of a rank's span.
+    Its memory grows to what the largest call needs: 2 + 1 / ranks times the bytes of the result.
     """
 
     def __init__(self, group: ProcessGroup, device: torch.device) -> None:
         self._group, self._device = group, device
         self._rank, self._ranks = group.rank(), group.size()
+        # Captured graphs go on using the memory that they were captured with.
         self._memories: list[Tensor] = []
         self._views: list[_View] = []
         self._one = torch.ones((), dtype=torch.int32, device=device)
         self._send, self._add, self._fetch = (
-            torch.cuda.Stream(device, priority=-1) for _ in range(3)
+            _Stream(torch.cuda.Stream(device, priority=-1)) for _ in range(3)
         )
 
-    def linear(self, x: Tensor, weight: Tensor, plan: BlockPlan) -> Tensor:
-        """The sum over ranks of x @ weight.T, equal on all ranks.
+    def blocks(self, compute: Callable[[slice], Tensor], out: Tensor, plan: BlockPlan) -> Tensor:
+        """`out` [rows, columns], filled with the sums over ranks of compute(rows of a block).
 
-        x [rows, inner], weight [columns, inner] -> [rows, columns]. Blocks of `plan` are computed
-        on the current stream, which in the end waits for the last sum.
+        Blocks are computed on the current stream, which in the end waits for the last sum.
         """
-        out = x.new_empty((x.shape[0], weight.shape[0]))
         views = self._reserve(plan, out)
+        streams = (self._send, self._add, self._fetch)
         main = torch.cuda.current_stream(self._device)
-        for stream in (self._send, self._add, self._fetch):
-            stream.wait_stream(main)
+        for stream in streams:
+            stream.torch.wait_stream(main)
         parts = []
         for block in plan.order(self._rank):
-            part = x[block.start : block.stop] @ weight.T
+            part = compute(slice(block.start, block.stop))
             parts.append(part)
             done = main.record_event()
             if block.owner != self._rank:
@@ -70,18 +77,17 @@ class SymmetricSum:
                 self._sum(part, block, plan, views, done, out)
                 self._take(block.piece, plan, views, out)
         # Only now may the memory of the parts be used for something else on this stream.
-        for stream in (self._send, self._add, self._fetch):
-            main.wait_stream(stream)
+        for stream in streams:
+            main.wait_stream(stream.torch)
         return out
 
     def _give(
         self, part: Tensor, block: Block, plan: BlockPlan, views: list[_View], done: torch.Event
     ) -> None:
-        self._send.wait_event(done)
-        with torch.cuda.stream(self._send):
-            there = views[block.owner]
-            there.place(self._rank, part, block.start - plan.span(block.owner).start).copy_(part)
-            there.given[self._rank, block.piece].copy_(self._one)
+        there, first = views[block.owner], block.start - plan.span(block.owner).start
+        self._send.torch.wait_event(done)
+        self._send.copy(there.part(self._rank, part, first), part.data_ptr(), part.nbytes)
+        self._send.copy(there.given(self._rank, block.piece), self._one.data_ptr(), 4)
 
     def _sum(
         self,
@@ -92,27 +98,32 @@ class SymmetricSum:
         done: torch.Event,
         out: Tensor,
     ) -> None:
-        self._add.wait_event(done)
         here, first = views[self._rank], block.start - plan.span(self._rank).start
-        with torch.cuda.stream(self._add):
-            for source in self._others():
-                _await(self._add, here.given[source, block.piece])
+        self._add.torch.wait_event(done)
+        for source in self._others():
+            self._add.wait(here.given(source, block.piece))
+        last = block.piece + 1 == len(plan.pieces)
+        targets = [views[other] for other in self._others()] if last else [here]
+        with torch.cuda.stream(self._add.torch):
             add_kernel[(triton.cdiv(part.numel(), _ADDED),)](
-                part, here.place(0, part, first), here.stride(part),
-                here.place(self._ranks, part, first), out[block.start : block.stop], part.numel(),
+                part, here.elements(here.part(0, part, first), part),
+                tuple(view.elements(view.sum(self._rank, part, first), part) for view in targets),
+                out[block.start : block.stop], here.stride(part), part.numel(),
                 RANK=self._rank, RANKS=self._ranks, BLOCK=_ADDED, num_warps=8,
             )  # fmt: skip
-            for target in self._others():
-                views[target].added[self._rank, block.piece].copy_(self._one)
+        for target in self._others():
+            flag = views[target].added(self._rank, block.piece)
+            self._add.copy(flag, self._one.data_ptr(), 4)
 
     def _take(self, piece: int, plan: BlockPlan, views: list[_View], out: Tensor) -> None:
-        with torch.cuda.stream(self._fetch):
-            for owner in self._others():
-                block = plan.pieces[piece][owner]
-                rows = out[block.start : block.stop]
-                _await(self._fetch, views[self._rank].added[owner, piece])
-                first = block.start - plan.span(owner).start
-                rows.copy_(views[owner].place(self._ranks, rows, first))
+        last = piece + 1 == len(plan.pieces)
+        for owner in self._others():
+            block = plan.pieces[piece][owner]
+            rows = out[block.start : block.stop]
+            first = block.start - plan.span(owner).start
+            self._fetch.wait(views[self._rank].added(owner, piece))
+            there = views[self._rank if last else owner]
+            self._fetch.copy(rows.data_ptr(), there.sum(owner, rows, first), rows.nbytes)
 
     def _others(self) -> Iterator[int]:
         """The other ranks, the next one first."""
@@ -136,7 +147,6 @@ class SymmetricSum:
         mapped = symmetric.rendezvous(memory, self._group)
         torch.cuda.synchronize(self._device)
         dist.barrier(self._group)
-        # Captured graphs go on using what they were captured with.
         self._memories.append(memory)
         return [
             _View(mapped.get_buffer(rank, (size,), torch.uint8), self._ranks, span_bytes)
@@ -145,23 +155,36 @@ class SymmetricSum:
 
 
 class _View:
-    """A rank's memory: flags, a part of its span from each rank, and the span's sum."""
+    """A rank's memory: flags, parts of its own span from each rank, and each rank's sums."""
 
     def __init__(self, memory: Tensor, ranks: int, span_bytes: int) -> None:
         self.span_bytes = span_bytes
-        flags = memory[: 2 * ranks * MOST_PIECES * 4].view(torch.int32)
-        self.given, self.added = flags.view(2, ranks, MOST_PIECES)
-        self._spans = memory[_ALIGN:].view(ranks + 1, span_bytes)
+        self._memory, self._begin, self._ranks = memory, memory.data_ptr(), ranks
 
     @staticmethod
     def bytes(ranks: int, span_bytes: int) -> int:
-        return _ALIGN + (ranks + 1) * span_bytes
+        return _ALIGN + 2 * ranks * span_bytes
 
-    def place(self, number: int, like: Tensor, first: int) -> Tensor:
-        """Room for a tensor like `like` from row `first` of a rank's part, or of the sum (last)."""
-        start = first * like.shape[1] * like.element_size()
-        held = self._spans[number, start : start + like.numel() * like.element_size()]
-        return held.view(like.dtype).view(like.shape)
+    def given(self, source: int, piece: int) -> int:
+        """The flag that `source` has given its part of a piece."""
+        return self._begin + (source * MOST_PIECES + piece) * 4
+
+    def added(self, owner: int, piece: int) -> int:
+        """The flag that `owner` has added its piece up."""
+        return self.given(self._ranks + owner, piece)
+
+    def part(self, source: int, like: Tensor, first: int) -> int:
+        """Where the part of `source` is, from row `first` of the span."""
+        row = like.shape[1] * like.element_size()
+        return self._begin + _ALIGN + source * self.span_bytes + first * row
+
+    def sum(self, owner: int, like: Tensor, first: int) -> int:
+        """Where the sum of `owner` is, from row `first` of its span."""
+        return self.part(self._ranks + owner, like, first)
+
+    def elements(self, address: int, like: Tensor) -> Tensor:
+        """The memory from an address on, as elements of like's dtype."""
+        return self._memory[address - self._begin :].view(like.dtype)
 
     def stride(self, like: Tensor) -> int:
         """Elements from one rank's part to the next one's."""
@@ -170,10 +193,11 @@ class _View:
 
 @triton.jit
 def add_kernel(
-    own, parts, part_stride, total, out, count,
+    own, parts, targets, out, part_stride, count,
     RANK: tl.constexpr, RANKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """total = out = parts[0] + parts[1] + ... in that order, in fp32; parts[RANK] is `own`."""
+    """out = parts[0] + parts[1] + ... in that order, in fp32, and to each target; parts[RANK] is
+    `own`."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     added = tl.zeros([BLOCK], tl.float32)
@@ -184,18 +208,41 @@ def add_kernel(
             part = tl.load(parts + rank * part_stride.to(tl.int64) + at, mask=inside)
         added += part.to(tl.float32)
     rounded = added.to(out.dtype.element_ty)
-    tl.store(total + at, rounded, mask=inside)
+    for number in tl.static_range(len(targets)):
+        tl.store(targets[number] + at, rounded, mask=inside)
     tl.store(out + at, rounded, mask=inside)
 
 
-def _await(stream: torch.cuda.Stream, flag: Tensor) -> None:
-    """The stream, not the host, waits until the flag is set, and takes it down."""
-    driver, address = _driver(), ctypes.c_uint64(flag.data_ptr())
-    pointer = ctypes.c_void_p(stream.cuda_stream)
-    for call, mode in ((driver.cuStreamWaitValue32_v2, 1), (driver.cuStreamWriteValue32_v2, 0)):
-        status = call(pointer, address, ctypes.c_uint32(mode), ctypes.c_uint(_GREATER_OR_EQUAL))
-        if status:
-            raise RuntimeError(f"{call.__name__} failed with CUDA driver error {status}")
+class _Stream:
+    """A stream's copies and flags without torch's share of a launch."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.torch = stream
+        self._handle = ctypes.c_void_p(stream.cuda_stream)
+
+    def copy(self, to: int, source: int, count: int) -> None:
+        """By the copy engine, also between devices."""
+        self._call("cuMemcpyAsync", to, source, count)
+
+    def wait(self, flag: int) -> None:
+        """The stream, not the host, waits until the flag is set, and takes it down."""
+        driver = _driver()
+        for call, value in (
+            (driver.cuStreamWaitValue32_v2, 1),
+            (driver.cuStreamWriteValue32_v2, 0),
+        ):
+            _check(
+                call(self._handle, ctypes.c_uint64(flag), ctypes.c_uint32(value), _GREATER_OR_EQUAL)
+            )
+
+    def _call(self, name: str, to: int, source: int, count: int) -> None:
+        arguments = (ctypes.c_uint64(to), ctypes.c_uint64(source), ctypes.c_size_t(count))
+        _check(getattr(_driver(), name)(*arguments, self._handle))
+
+
+def _check(status: int) -> None:
+    if status:
+        raise RuntimeError(f"a copy or a flag between devices failed: CUDA driver error {status}")
 
 
 @cache

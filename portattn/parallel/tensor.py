@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import P2POp, ProcessGroup, Work
 
+from portattn.attention import attention as attend
 from portattn.dispatch import cost
 from portattn.dispatch import device as devices
 from portattn.dispatch import profile as profiles
@@ -64,28 +66,87 @@ def linear(
     """
     _check(x, weight, bias, group, plan)
     rows = x.reshape(-1, x.shape[-1])
-    size = rows.shape[0] * weight.shape[0] * x.element_size()
+    out = rows.new_empty((rows.shape[0], weight.shape[0]))
     if group.size() == 1:
-        out = rows @ weight.T
-    elif plan is None and size <= _SMALL_BYTES:
-        out = rows @ weight.T
+        torch.mm(rows, weight.T, out=out)
+    elif plan is None and out.nbytes <= _SMALL_BYTES:
+        torch.mm(rows, weight.T, out=out)
         dist.all_reduce(out, group=group)
     else:
-        out = _summed(rows, weight, group, plan or _planned(rows, weight, group))
+        if plan is None:
+            plan = _planned(out, rows.shape[1], group)
+        fill(out, lambda block: rows[block] @ weight.T, group, plan)
     if bias is not None:
         out += bias
     return out.view(*x.shape[:-1], weight.shape[0])
 
 
-def _planned(rows: Tensor, weight: Tensor, group: ProcessGroup) -> BlockPlan:
-    return schedule.best(
-        rows.shape[0],
-        rows.shape[1],
-        weight.shape[0],
-        rows.element_size(),
-        group.size(),
-        speeds(rows),
-    )
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    group: ProcessGroup,
+    *,
+    causal: bool = False,
+    softmax_scale: float | None = None,
+    plan: BlockPlan | None = None,
+) -> Tensor:
+    """Attention of this rank's heads and its output projection, summed over the ranks of `group`.
+
+    A block's query rows are attended to and projected before the next block's: its sum travels
+    behind both. With causal=True a block reads no key that none of its rows may see.
+
+    Args:
+        q: [1, seqlen_q, heads, head_dim], this rank's heads of one sequence.
+        k, v: [1, seqlen_k, kv_heads, head_dim].
+        weight: [columns, heads * head_dim], this rank's shard of the projection.
+        group, plan: see linear; plan.rows is seqlen_q.
+        causal, softmax_scale: see portattn.attention.
+
+    Returns:
+        [1, seqlen_q, columns], equal on all ranks.
+
+    Raises:
+        ShapeError, DtypeError, DeviceError: an argument doesn't fit the others.
+    """
+    if q.dim() != 4 or q.shape[0] != 1:
+        raise ShapeError("q", "[1, seqlen_q, heads, head_dim]", list(q.shape))
+    _check(q.flatten(2), weight, None, group, plan)
+    seqlen, hidden = q.shape[1], k.shape[1] - q.shape[1]
+    out = q.new_empty((seqlen, weight.shape[0]))
+
+    def compute(block: slice) -> Tensor:
+        seen = slice(None, max(hidden + block.stop, 0) if causal else None)
+        attended = attend(
+            q[:, block], k[:, seen], v[:, seen], causal=causal, softmax_scale=softmax_scale
+        )
+        assert isinstance(attended, Tensor)
+        return attended.flatten(2)[0] @ weight.T
+
+    if group.size() == 1:
+        return compute(slice(0, seqlen))[None]
+    fill(out, compute, group, plan or _planned(out, weight.shape[1], group))
+    return out[None]
+
+
+def fill(
+    out: Tensor, compute: Callable[[slice], Tensor], group: ProcessGroup, plan: BlockPlan
+) -> None:
+    """Fill out [rows, columns] with the sums over ranks of compute(rows), block by block.
+
+    `compute` gives this rank's part [stop - start, columns] of a slice of rows, contiguous and of
+    out's dtype, on the current stream. Every rank passes the same plan.
+    """
+    if _reachable(out, group, plan):
+        _symmetric(group, out.device).blocks(compute, out, plan)
+    else:
+        _by_messages(out, compute, group, plan)
+
+
+def _planned(out: Tensor, inner: int, group: ProcessGroup) -> BlockPlan:
+    rows, columns = out.shape
+    return schedule.best(rows, inner, columns, out.element_size(), group.size(), speeds(out))
 
 
 def speeds(x: Tensor) -> Speeds:
@@ -105,21 +166,15 @@ def speeds(x: Tensor) -> Speeds:
     )
 
 
-def _summed(rows: Tensor, weight: Tensor, group: ProcessGroup, plan: BlockPlan) -> Tensor:
-    if _reachable(rows, group, plan):
-        out: Tensor = _symmetric(group, rows.device).linear(rows, weight, plan)
-        return out
-    return _sent(rows, weight, group, plan)
-
-
-def _sent(rows: Tensor, weight: Tensor, group: ProcessGroup, plan: BlockPlan) -> Tensor:
+def _by_messages(
+    out: Tensor, compute: Callable[[slice], Tensor], group: ProcessGroup, plan: BlockPlan
+) -> None:
     """The same blocks and sums with messages of the group."""
     rank, ranks = group.rank(), group.size()
-    out = rows.new_empty((rows.shape[0], weight.shape[0]))
     arriving: list[Work] = []
     parts: dict[int, Tensor] = {}
     for block in plan.order(rank):
-        parts[block.owner] = rows[block.start : block.stop] @ weight.T
+        parts[block.owner] = compute(slice(block.start, block.stop))
         if block.owner != rank:
             continue
         # Each piece's sum waits for its parts only; its results travel while the next is computed.
@@ -142,7 +197,6 @@ def _sent(rows: Tensor, weight: Tensor, group: ProcessGroup, plan: BlockPlan) ->
             {other: out[blocks[other].start : blocks[other].stop] for other in others},
         )
     _wait(arriving)
-    return out
 
 
 def _in_order(parts: list[Tensor]) -> Tensor:
@@ -170,10 +224,10 @@ def _wait(works: list[Work]) -> None:
         work.wait()
 
 
-def _reachable(rows: Tensor, group: ProcessGroup, plan: BlockPlan) -> bool:
+def _reachable(out: Tensor, group: ProcessGroup, plan: BlockPlan) -> bool:
     """Whether all ranks of the group map each other's memory, and no block is empty."""
     whole = all(block.rows for blocks in plan.pieces for block in blocks)
-    return whole and rows.is_cuda and _maps_peers(group, rows.device)
+    return whole and out.is_cuda and _maps_peers(group, out.device)
 
 
 @cache
