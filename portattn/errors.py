@@ -113,3 +113,11 @@ class OffloadTimeoutError(PortattnError, TimeoutError):
 
 class InterruptedStepError(PortattnError, RuntimeError):
     """The layers of an offloaded cache hold different lengths: a step was cut short."""
+
+
+class ParallelError(PortattnError, RuntimeError):
+    """A collective failed: which rank explains it; `cause` is what the library said."""
+
+    def __init__(self, message: str, cause: str) -> None:
+        self.cause = cause
+        super().__init__(f"{message} ({cause.splitlines()[0] if cause else 'no cause told'})")

@@ -12,6 +12,7 @@ import typer
 from portattn.cli.offload import Offload
 from portattn.cli.options import DeviceOption, DtypeName, dtype_of, torch_device
 from portattn.cli.output import JsonFlag, print_json, print_table
+from portattn.cli.parallel import ranks
 from portattn.dispatch.select import Decision
 from portattn.explain import record
 from portattn.integrations import models
@@ -74,16 +75,40 @@ def generate(
     context: Annotated[
         str | None, typer.Option(help="With --offload: tokens to make sure of, such as 128K.")
     ] = None,
+    tp: Annotated[
+        int, typer.Option(min=1, help="Devices that share the model; starts as many processes.")
+    ] = 1,
+    backend: Annotated[
+        str | None, typer.Option(help="With --tp: nccl, gloo or hccl; by the device if not given.")
+    ] = None,
+    patience: Annotated[
+        float, typer.Option(min=1.0, help="With --tp: seconds that a rank waits for another.")
+    ] = 300.0,
     json: JsonFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the answer.")] = False,
 ) -> None:
     """Answer a prompt with a model whose attention is portattn's; show what ran."""
-    network, tokenizer = _load(model, device, dtype, attn, talk=not (json or quiet))
-    stream = Stream(tokenizer, show=not json)
-    kept = None if offload is None else Offload(network, offload, context, show=not (json or quiet))
-    with record() as counts:
-        start = time.perf_counter()
-        _answer(network, tokenizer, prompt, max_new_tokens, stream, kept)
+    asked = (prompt, model, max_new_tokens, dtype, attn, offload, context)
+    with ranks(tp, backend, patience, device, arguments=asked) as speaks:
+        talk = speaks and not (json or quiet)
+        network, tokenizer = _load(model, device, dtype, attn, talk, tp)
+        stream = Stream(tokenizer, show=not json)
+        kept = None if offload is None else Offload(network, offload, context, show=talk)
+        with record() as counts:
+            start = time.perf_counter()
+            _answer(network, tokenizer, prompt, max_new_tokens, stream, kept)
+        _show(prompt, stream, start, counts, kept, json, quiet)
+
+
+def _show(
+    prompt: str,
+    stream: Stream,
+    start: float,
+    counts: Counter[Decision],
+    kept: Offload | None,
+    json: bool,
+    quiet: bool,
+) -> None:
     rate = _rate(stream.times)
     if json:
         print_json(
@@ -105,7 +130,7 @@ def generate(
 
 
 def _load(
-    model: str | None, device: str | None, dtype: str, attn: str, talk: bool
+    model: str | None, device: str | None, dtype: str, attn: str, talk: bool, ranks: int
 ) -> tuple[Any, Any]:
     integration.register()
     # Progress is told in words; bars would run into the answer.
@@ -117,6 +142,7 @@ def _load(
         dtype=dtype_of(dtype),
         attn_implementation=attn,
         progress=_tell if talk else None,
+        ranks=ranks,
     )
 
 

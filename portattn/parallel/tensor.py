@@ -27,6 +27,7 @@ from portattn.dispatch import profile as profiles
 from portattn.errors import ArgumentError, DeviceError, DtypeError, ShapeError
 from portattn.parallel import schedule
 from portattn.parallel.schedule import BlockPlan, Speeds
+from portattn.parallel.watch import progress
 
 # Of what a data sheet promises, what products and links reach; then a step's cost, and guesses
 # where a profile is silent.
@@ -71,6 +72,7 @@ def linear(
         torch.mm(rows, weight.T, out=out)
     elif plan is None and out.nbytes <= _SMALL_BYTES:
         torch.mm(rows, weight.T, out=out)
+        progress.begin("the sum of", list(out.shape))
         dist.all_reduce(out, group=group)
     else:
         if plan is None:
@@ -138,6 +140,7 @@ def fill(
     `compute` gives this rank's part [stop - start, columns] of a slice of rows, contiguous and of
     out's dtype, on the current stream. Every rank passes the same plan.
     """
+    progress.begin("the sum of", list(out.shape))
     if _reachable(out, group, plan):
         _symmetric(group, out.device).blocks(compute, out, plan)
     else:

@@ -46,7 +46,9 @@ def load_sharded(source: str, ranks: int, **options: Any) -> Any:
         **options,
     )
     if any(style == "replicate" for style in rules.values()):
-        _divide_heads(model, torch.distributed.group.WORLD)
+        world = torch.distributed.group.WORLD
+        assert world is not None
+        _divide_heads(model, world)
     return model
 
 
@@ -69,7 +71,7 @@ def _register(parallel: Any) -> None:
                     return summed
                 return tensor.linear(x, _local(module.weight), group, _local(module.bias))
 
-            module.forward = forward  # type: ignore[method-assign]
+            module.forward = forward
             return module
 
     parallel.ALL_PARALLEL_STYLES.register(STYLE, Summed())

@@ -1,0 +1,109 @@
+"""Tensor parallel on gloo ranks: sums are those of one process, and the same however cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import portattn
+from portattn.errors import ArgumentError, DtypeError, ShapeError
+from portattn.parallel import schedule, tensor
+from tests.parallel import ranks
+
+CUTS = ((1.0,), (1.0, 1.0), (2.0, 1.0, 0.5))
+
+
+def shard(whole: Tensor, axis: int) -> Tensor:
+    return whole.chunk(dist.get_world_size(), axis)[dist.get_rank()].contiguous()
+
+
+def close(got: Tensor, want: Tensor) -> bool:
+    return bool(torch.allclose(got, want, atol=1e-4, rtol=1e-4))
+
+
+def sums() -> dict[str, Any]:
+    """What each rank finds, in one start of the processes."""
+    group = dist.group.WORLD
+    assert group is not None
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    count = group.size()
+    found: dict[str, Any] = {}
+    for rows in (300, 7, 1, 0):
+        x, weight, bias = normal(rows, 24 * count), normal(40, 24 * count), normal(40)
+        parts = [
+            (mine @ share.T).float()
+            for mine, share in zip(x.chunk(count, 1), weight.chunk(count, 1), strict=True)
+        ]
+        want = torch.zeros(rows, 40)
+        for part in parts:
+            want = want + part
+        want += bias
+        for cuts in CUTS:
+            plan = schedule.cut(rows, count, cuts)
+            got = tensor.linear(shard(x, 1), shard(weight, 1), group, bias, plan=plan)
+            # A product of a few rows takes another kernel, so that a row's bits depend on them.
+            same = torch.equal if rows == 300 else close
+            found[f"{rows} rows in {cuts}"] = same(got, want)
+        chosen = tensor.linear(shard(x, 1)[None], shard(weight, 1), group, bias)
+        found[f"{rows} rows, chosen"] = chosen.shape == (1, rows, 40) and close(chosen[0], want)
+    heads, dim = 2 * count, 16
+    q, k, v = (normal(1, 150, heads, dim) for _ in range(3))
+    weight = normal(48, heads * dim)
+    for causal in (False, True):
+        alone = portattn.attention(q, k, v, causal=causal).flatten(2) @ weight.T
+        for cuts in CUTS:
+            got = tensor.attention(
+                *(shard(x, 2) for x in (q, k, v)),
+                shard(weight, 1),
+                group,
+                causal=causal,
+                plan=schedule.cut(150, count, cuts),
+            )
+            found[f"attention causal={causal} in {cuts}"] = close(got, alone)
+    return found
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_any_cut_is_the_sum_of_all_ranks(count: int) -> None:
+    for rank, found in enumerate(ranks.run(sums, count)):
+        assert len(found) > 15
+        assert not [what for what, right in found.items() if not right], f"rank {rank}"
+
+
+class Alone:
+    """A group of one, for what is checked before anything is sent."""
+
+    def size(self) -> int:
+        return 1
+
+    def rank(self) -> int:
+        return 0
+
+
+def test_a_group_of_one_multiplies() -> None:
+    x, weight = torch.randn(2, 3, 8), torch.randn(5, 8)
+    group: Any = Alone()
+    assert torch.allclose(tensor.linear(x, weight, group), x @ weight.T, atol=1e-6)
+
+
+def test_what_does_not_fit() -> None:
+    x, weight, group = torch.randn(6, 8), torch.randn(5, 8), Alone()
+    call: Any = tensor.linear
+    with pytest.raises(ShapeError, match="weight"):
+        call(x, torch.randn(5, 9), group)
+    with pytest.raises(ShapeError, match="bias"):
+        call(x, weight, group, torch.randn(4))
+    with pytest.raises(DtypeError, match="weight"):
+        call(x, weight.double(), group)
+    with pytest.raises(ArgumentError, match="6 rows for 1 ranks"):
+        call(x, weight, group, plan=schedule.cut(7, 1))
+    with pytest.raises(ShapeError, match="q"):
+        tensor.attention(x, x, x, weight, group)  # type: ignore[arg-type]
