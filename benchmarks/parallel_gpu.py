@@ -376,6 +376,61 @@ def stack(bench: Bench) -> None:
             )
 
 
+def timeline(bench: Bench) -> None:
+    """What ran when on rank 0, for the plain form and for blocks, of the largest of the tokens."""
+    name = bench.options.shapes[0]
+    columns, inner, _ = SHAPES[name]
+    tokens, part = max(bench.options.tokens), inner // bench.ranks
+    x, weight = random(bench, tokens, part), random(bench, columns, part)
+    full = torch.zeros(tokens, columns, device=bench.device, dtype=torch.bfloat16)
+    plans = {"portattn": schedule.best(tokens, part, columns, 2, bench.ranks, tensor.speeds(full))}
+    for pieces in bench.options.pieces:
+        plans["portattn " + pieces] = schedule.cut(
+            tokens, bench.ranks, tuple(map(float, pieces.split(",")))
+        )
+
+    def plain() -> Tensor:
+        out = x @ weight.T
+        dist.all_reduce(out, group=bench.group)
+        return out
+
+    calls: dict[str, Call] = {"plain": plain}
+    for label, plan in plans.items():
+        calls[label] = partial(tensor.linear, x, weight, bench.group, plan=plan)
+    for label, call in calls.items():
+        for way, made in (("", call), (" graph", captured(call))):
+            for _ in range(3):
+                made()
+            torch.cuda.synchronize()
+            dist.barrier()
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+                dist.all_reduce(torch.ones(1, device=bench.device))
+                for _ in range(2):
+                    made()
+                torch.cuda.synchronize()
+            trace = Path(f"/tmp/trace-{bench.rank}.json")
+            seen.export_chrome_trace(str(trace))
+            events = [
+                event
+                for event in json.loads(trace.read_text())["traceEvents"]
+                if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")
+            ]
+            begin = min(event["ts"] for event in events)
+            spans = [
+                {
+                    "name": event["name"][:60],
+                    "stream": event["args"].get("stream"),
+                    "begin": round(event["ts"] - begin, 1),
+                    "us": round(event["dur"], 1),
+                    "bytes": event["args"].get("bytes"),
+                }
+                for event in sorted(events, key=lambda event: event["ts"])
+            ]
+            bench.record["rows"].append({"shape": name, "tokens": tokens, label + way: spans})
+    if bench.rank == 0:
+        bench.options.out.write_text(json.dumps(bench.record) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("parallel.json"))
@@ -385,7 +440,9 @@ def main() -> None:
     parser.add_argument("--graphs", action="store_true", help="also replayed from CUDA graphs")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument(
-        "--what", choices=("projection", "attention", "stack", "links"), default="projection"
+        "--what",
+        choices=("projection", "attention", "stack", "links", "timeline"),
+        default="projection",
     )
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--stack-tokens", nargs="*", type=int, default=[4096, 8192, 16384])
@@ -394,8 +451,8 @@ def main() -> None:
     bench = Bench(options)
     if options.what == "stack":
         stack(bench)
-    elif options.what == "links":
-        links(bench)
+    elif options.what in ("links", "timeline"):
+        (links if options.what == "links" else timeline)(bench)
     else:
         each(bench, attended if options.what == "attention" else projection)
     dist.destroy_process_group()
