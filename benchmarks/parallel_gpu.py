@@ -242,7 +242,7 @@ def compare(
         if label.split()[0] in ("portattn", "torch", "plain"):
             exposed = taken - times["compute" + way]
             hidden[f"hidden {label}"] = 1 - exposed / times["all-reduce" + way]
-    pieces = [block.rows for block, _ in (blocks[:2] for blocks in plans["portattn"].pieces)]
+    pieces = [blocks[0].rows for blocks in plans["portattn"].pieces]
     return {"pieces": str(pieces), **times, **hidden}
 
 
@@ -275,26 +275,6 @@ def links(bench: Bench) -> None:
     bench.keep(
         {"shape": "links", **{f"{key} GB/s": count / took / 1e6 for key, took in times.items()}}
     )
-    device = bench.device
-    stream, flag = torch.cuda.Stream(device), torch.zeros(2, dtype=torch.int32, device=device)
-    from portattn.parallel.symmetric import _Stream
-
-    raw = _Stream(stream)
-    host: dict[str, float] = {}
-    for key, call in {
-        "copy 4 bytes here": lambda: raw.copy(flag.data_ptr(), flag.data_ptr() + 4, 4),
-        "copy 4 bytes there": lambda: raw.copy(there.data_ptr(), flag.data_ptr(), 4),
-        "copy 1 MB there": lambda: raw.copy(there.data_ptr(), mine.data_ptr(), 2**20),
-        "torch copy there": lambda: there[: 2**20].copy_(mine[: 2**20]),
-        "event": lambda: stream.wait_event(torch.cuda.current_stream().record_event()),
-    }.items():
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(50):
-            call()
-        host[f"host us {key}"] = (time.perf_counter() - start) / 50 * 1e6
-        torch.cuda.synchronize()
-    bench.keep({"shape": "host", **host})
 
 
 class Layer:

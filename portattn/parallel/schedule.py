@@ -16,9 +16,14 @@ from dataclasses import dataclass
 
 from portattn.errors import ArgumentError
 
-# What a plan is chosen from: pieces of a span, and the last one's size beside the others'.
-_PIECES = (1, 2, 3, 4, 6, 8)
-_LAST = (1.0, 0.5)
+# What a plan is chosen from: pieces of a span, beside each other. A small first one sends early, a
+# small last one leaves little to fetch when all products are over.
+_PIECES = (
+    *((1,) * count for count in (1, 2, 3, 4, 6, 8)),
+    *((3, 1), (5, 2, 1), (2, 2, 1), (1, 2, 1), (3, 3, 1), (4, 4, 2, 1), (2, 4, 4, 2, 1)),
+)
+# What a library's reduction reaches of the link, and its latency in steps.
+_REDUCTION, _REDUCTION_STEPS = 0.85, 3
 # Fewer rows than a matrix unit's tile save nothing.
 _ROWS = 128
 
@@ -51,6 +56,19 @@ class BlockPlan:
             for step in range(1, self.ranks + 1):
                 yield blocks[(rank + step) % self.ranks]
 
+    def ahead(self, rank: int) -> Iterator[Block]:
+        """As `order`, but `rank` is a piece ahead with the others' blocks: while their parts of its
+        own are on their way, it has something to compute."""
+        mine, rest = [], []
+        for blocks in self.pieces:
+            rest.append([blocks[(rank + step) % self.ranks] for step in range(1, self.ranks)])
+            mine.append(blocks[rank])
+        yield from rest[0]
+        for number, own in enumerate(mine):
+            if number + 1 < len(rest):
+                yield from rest[number + 1]
+            yield own
+
     def span(self, owner: int) -> slice:
         """The rows that `owner` adds up."""
         return slice(self.pieces[0][owner].start, self.pieces[-1][owner].stop)
@@ -61,13 +79,15 @@ class Speeds:
     """What a plan's time depends on: rates of one device and its link, in flop/s and bytes/s.
 
     `multiply` is the matrix product's; `send` the link's, each way; `start` the seconds between
-    one operation and the next on the same data; `cores` the units that share a product's tiles.
+    one operation and the next on the same data, `host` those that a block keeps the host; `cores`
+    the units that share a product's tiles.
     """
 
     multiply: float
     send: float
     start: float
     cores: int = 1
+    host: float = 0.0
 
 
 def cut(rows: int, ranks: int, pieces: Sequence[float] = (1.0,)) -> BlockPlan:
@@ -94,10 +114,9 @@ def best(
 ) -> BlockPlan:
     """The plan with the shortest modelled time; one piece where cutting doesn't pay."""
     plans = [
-        cut(rows, ranks, (1.0,) * (pieces - 1) + (last if pieces > 1 else 1.0,))
+        cut(rows, ranks, pieces)
         for pieces in _PIECES
-        if pieces == 1 or rows // ranks >= pieces * _ROWS
-        for last in _LAST
+        if len(pieces) == 1 or rows // ranks * pieces[-1] >= sum(pieces) * _ROWS
     ]
     return min(plans, key=lambda plan: modelled(plan, inner, columns, itemsize, speeds).total)
 
@@ -119,21 +138,31 @@ class Modelled:
 def modelled(plan: BlockPlan, inner: int, columns: int, itemsize: int, speeds: Speeds) -> Modelled:
     """The time of a plan in which every rank is alike, as rank 0 sees it."""
     row_bytes, peers = columns * itemsize, plan.ranks - 1
-    clock = link = adding = 0.0
-    compute = transfer = 0.0
-    for block in plan.order(0):
+    clock = link = compute = transfer = 0.0
+    came = [0.0] * len(plan.pieces)
+    for block in plan.ahead(0):
         took = product_seconds(block.rows, inner, columns, speeds)
-        clock, compute = clock + took, compute + took
         sent = block.rows * row_bytes / speeds.send
+        compute += took
         if block.owner != 0:
-            link = max(link, clock + speeds.start) + sent
+            clock += took
+            link = came[block.piece] = max(link, clock + speeds.start) + sent
             transfer += sent
         else:
-            # Everyone's parts of this piece have come when the last one sent has.
-            adding = max(adding, link, clock) + 2 * speeds.start
-            link = max(link, adding) + peers * sent
+            clock = max(clock, came[block.piece] + speeds.start) + took
+            link = max(link, clock + speeds.start) + peers * sent
             transfer += peers * sent
-    return Modelled(max(clock, link) + speeds.start if peers else clock, compute, transfer)
+    whole = max(clock, link) + speeds.start if peers else clock
+    return Modelled(max(whole, speeds.host * plan.ranks * len(plan.pieces)), compute, transfer)
+
+
+def plain_seconds(
+    rows: int, inner: int, columns: int, itemsize: int, ranks: int, speeds: Speeds
+) -> float:
+    """The product of all rows, then one all-reduce of the group's library."""
+    moved = rows * columns * itemsize * 2 * (ranks - 1) / ranks
+    reduced = _REDUCTION_STEPS * speeds.start + moved / (speeds.send * _REDUCTION)
+    return product_seconds(rows, inner, columns, speeds) + reduced
 
 
 def product_seconds(rows: int, inner: int, columns: int, speeds: Speeds) -> float:
@@ -142,11 +171,11 @@ def product_seconds(rows: int, inner: int, columns: int, speeds: Speeds) -> floa
         return 0.0
     flops = 2.0 * rows * inner * columns
     if speeds.cores == 1:
-        return flops / speeds.multiply + speeds.start
+        return flops / speeds.multiply
     tiles = math.ceil(rows / _ROWS) * math.ceil(columns / 256)
     waves = math.ceil(tiles / speeds.cores)
     tile = 2.0 * _ROWS * 256 * inner / (speeds.multiply / speeds.cores)
-    return waves * tile + speeds.start
+    return waves * tile + speeds.start / 2
 
 
 def _rounded(length: int, share: float) -> int:

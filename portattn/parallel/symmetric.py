@@ -1,19 +1,19 @@
-"""Sums over ranks through memory that all ranks of a host map: copy engines move, few cores add.
+"""Sums over ranks through memory that all ranks of a host map: copy engines move what products add.
 
-Each rank copies its part of a block into its owner's memory, and then a flag. The owner's stream
-waits for the flags, adds the parts in the order of the ranks, and flags the sum, which the others
-fetch. No collective's kernel takes cores from the products, and the host waits for nothing. When
-the last sums are made all products are over, and cores store faster than copy engines fetch: those
-are stored into the others' memory by the kernel that makes them.
+Each rank copies its part of a block into its owner's memory and raises a flag there. The owner's
+product of that block begins when the flags are up and adds the parts to its own, before rounding;
+then the others fetch the sum. No collective's kernel takes cores from the products, nothing is
+added outside of them, and the host waits for nothing.
 
-    compute  part A.0 | part B.0 | part A.1 | part B.1 |            this rank owns B, a peer owns A
-    send              | A.0 > peer          | A.1 > peer
-    add                          | B.0 + peer's        | B.1 + peer's > peer
-    fetch                                 | A.0 < peer           | A.1
+    compute  A.0 | A.1 | B.0 + peer's | A.2 | B.1 + peer's | B.2 + peer's |     this rank owns B,
+    send           A.0 > peer | A.1 > peer  |    A.2 > peer                     its peer owns A
+    fetch                            A.0 < peer      A.1 < peer      A.2 < peer
+
+A rank is a block ahead with the others' rows, so that parts have come when they are added.
 
 One memory serves call after call without a barrier between. A rank's call is over when it has
-every other's sums, so what it then sends finds the parts of the call before added up; and a rank
-adds, over its old sums, only what the others sent after they had those.
+fetched every other's sums, so what it then sends finds the parts of the call before added; and a
+rank writes over its old sums only when it has the parts that the others sent after fetching those.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from functools import cache
 
 import torch
 import torch.distributed as dist
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed import _symmetric_memory as symmetric
@@ -34,7 +32,6 @@ from portattn.parallel.schedule import Block, BlockPlan
 
 MOST_PIECES = 16
 _ALIGN = 4096
-_ADDED = 4096
 _GREATER_OR_EQUAL = 0
 
 
@@ -42,7 +39,7 @@ class SymmetricSum:
     """Adds up what the ranks of `group` compute, all on this host, each on its own `device`.
 
     Collective to make and to call: every rank with the same shapes and plans, in the same order.
-    Its memory grows to what the largest call needs: 2 + 1 / ranks times the bytes of the result.
+    Its memory grows to what the largest call needs: 1 + 1 / ranks times the bytes of the result.
     """
 
     def __init__(self, group: ProcessGroup, device: torch.device) -> None:
@@ -51,79 +48,74 @@ class SymmetricSum:
         # Captured graphs go on using the memory that they were captured with.
         self._memories: list[Tensor] = []
         self._views: list[_View] = []
-        self._one = torch.ones((), dtype=torch.int32, device=device)
-        self._send, self._add, self._fetch = (
-            _Stream(torch.cuda.Stream(device, priority=-1)) for _ in range(3)
+        self._send, self._told, self._fetch = (
+            torch.cuda.Stream(device, priority=-1) for _ in range(3)
         )
 
-    def blocks(self, compute: Callable[[slice], Tensor], out: Tensor, plan: BlockPlan) -> Tensor:
-        """`out` [rows, columns], filled with the sums over ranks of compute(rows of a block).
+    def fill(
+        self, out: Tensor, rows: Callable[[slice], Tensor], weight: Tensor, plan: BlockPlan
+    ) -> None:
+        """out [rows, columns] = the sum over ranks of rows(a block's slice) @ weight.T.
 
-        Blocks are computed on the current stream, which in the end waits for the last sum.
+        Products run on the current stream, which in the end waits for the last sum.
         """
         views = self._reserve(plan, out)
-        streams = (self._send, self._add, self._fetch)
         main = torch.cuda.current_stream(self._device)
+        streams = (self._send, self._told, self._fetch)
         for stream in streams:
-            stream.torch.wait_stream(main)
-        parts = []
-        for block in plan.order(self._rank):
-            part = compute(slice(block.start, block.stop))
-            parts.append(part)
-            done = main.record_event()
-            if block.owner != self._rank:
-                self._give(part, block, plan, views, done)
-            else:
-                self._sum(part, block, plan, views, done, out)
+            stream.wait_stream(main)
+        kept = []
+        for block in plan.ahead(self._rank):
+            x = rows(slice(block.start, block.stop))
+            if block.owner == self._rank:
+                self._sum(x, weight, block, plan, views, out)
                 self._take(block.piece, plan, views, out)
+            else:
+                kept.append(self._give(x, weight, block, plan, views))
         # Only now may the memory of the parts be used for something else on this stream.
         for stream in streams:
-            main.wait_stream(stream.torch)
-        return out
+            main.wait_stream(stream)
 
     def _give(
-        self, part: Tensor, block: Block, plan: BlockPlan, views: list[_View], done: torch.Event
-    ) -> None:
-        there, first = views[block.owner], block.start - plan.span(block.owner).start
-        self._send.torch.wait_event(done)
-        self._send.copy(there.part(self._rank, part, first), part.data_ptr(), part.nbytes)
-        self._send.copy(there.given(self._rank, block.piece), self._one.data_ptr(), 4)
+        self, x: Tensor, weight: Tensor, block: Block, plan: BlockPlan, views: list[_View]
+    ) -> Tensor:
+        part = x @ weight.T
+        there = views[block.owner]
+        first = block.start - plan.span(block.owner).start
+        self._send.wait_event(torch.cuda.current_stream(self._device).record_event())
+        _copy(self._send, there.part(self._rank, part, first), part.data_ptr(), part.nbytes)
+        _raise(self._send, there.given(self._rank, block.piece))
+        return part
 
     def _sum(
         self,
-        part: Tensor,
+        x: Tensor,
+        weight: Tensor,
         block: Block,
         plan: BlockPlan,
         views: list[_View],
-        done: torch.Event,
         out: Tensor,
     ) -> None:
-        here, first = views[self._rank], block.start - plan.span(self._rank).start
-        self._add.torch.wait_event(done)
+        main, here = torch.cuda.current_stream(self._device), views[self._rank]
+        mine = out[block.start : block.stop]
+        first = block.start - plan.span(self._rank).start
         for source in self._others():
-            self._add.wait(here.given(source, block.piece))
-        last = block.piece + 1 == len(plan.pieces)
-        targets = [views[other] for other in self._others()] if last else [here]
-        with torch.cuda.stream(self._add.torch):
-            add_kernel[(triton.cdiv(part.numel(), _ADDED),)](
-                part, here.elements(here.part(0, part, first), part),
-                tuple(view.elements(view.sum(self._rank, part, first), part) for view in targets),
-                out[block.start : block.stop], here.stride(part), part.numel(),
-                RANK=self._rank, RANKS=self._ranks, BLOCK=_ADDED, num_warps=8,
-            )  # fmt: skip
+            _await(main, here.given(source, block.piece))
+        total = here.rows(here.sum(mine, first), mine)
+        parts = [here.rows(here.part(source, mine, first), mine) for source in self._others()]
+        torch.addmm(_added(parts), x, weight.T, out=total)
+        self._told.wait_event(main.record_event())
         for target in self._others():
-            flag = views[target].added(self._rank, block.piece)
-            self._add.copy(flag, self._one.data_ptr(), 4)
+            _raise(self._told, views[target].added(self._rank, block.piece))
+        _copy(self._told, mine.data_ptr(), total.data_ptr(), mine.nbytes)
 
     def _take(self, piece: int, plan: BlockPlan, views: list[_View], out: Tensor) -> None:
-        last = piece + 1 == len(plan.pieces)
         for owner in self._others():
             block = plan.pieces[piece][owner]
             rows = out[block.start : block.stop]
             first = block.start - plan.span(owner).start
-            self._fetch.wait(views[self._rank].added(owner, piece))
-            there = views[self._rank if last else owner]
-            self._fetch.copy(rows.data_ptr(), there.sum(owner, rows, first), rows.nbytes)
+            _await(self._fetch, views[self._rank].added(owner, piece))
+            _copy(self._fetch, rows.data_ptr(), views[owner].sum(rows, first), rows.nbytes)
 
     def _others(self) -> Iterator[int]:
         """The other ranks, the next one first."""
@@ -131,9 +123,8 @@ class SymmetricSum:
 
     def _reserve(self, plan: BlockPlan, out: Tensor) -> list[_View]:
         """Each rank's memory, large enough."""
-        longest = max(
-            span.stop - span.start for span in (plan.span(rank) for rank in range(plan.ranks))
-        )
+        spans = [plan.span(rank) for rank in range(plan.ranks)]
+        longest = max(span.stop - span.start for span in spans)
         needed = -(-longest * out.shape[1] * out.element_size() // _ALIGN) * _ALIGN
         if not self._views or needed > self._views[0].span_bytes:
             self._views = self._allocated(needed)
@@ -155,7 +146,7 @@ class SymmetricSum:
 
 
 class _View:
-    """A rank's memory: flags, parts of its own span from each rank, and each rank's sums."""
+    """A rank's memory, by address: flags, parts of its span from each rank, and the span's sum."""
 
     def __init__(self, memory: Tensor, ranks: int, span_bytes: int) -> None:
         self.span_bytes = span_bytes
@@ -163,7 +154,7 @@ class _View:
 
     @staticmethod
     def bytes(ranks: int, span_bytes: int) -> int:
-        return _ALIGN + 2 * ranks * span_bytes
+        return _ALIGN + (ranks + 1) * span_bytes
 
     def given(self, source: int, piece: int) -> int:
         """The flag that `source` has given its part of a piece."""
@@ -178,66 +169,46 @@ class _View:
         row = like.shape[1] * like.element_size()
         return self._begin + _ALIGN + source * self.span_bytes + first * row
 
-    def sum(self, owner: int, like: Tensor, first: int) -> int:
-        """Where the sum of `owner` is, from row `first` of its span."""
-        return self.part(self._ranks + owner, like, first)
+    def sum(self, like: Tensor, first: int) -> int:
+        """Where the sum is, from row `first` of the span."""
+        return self.part(self._ranks, like, first)
 
-    def elements(self, address: int, like: Tensor) -> Tensor:
-        """The memory from an address on, as elements of like's dtype."""
-        return self._memory[address - self._begin :].view(like.dtype)
-
-    def stride(self, like: Tensor) -> int:
-        """Elements from one rank's part to the next one's."""
-        return self.span_bytes // like.element_size()
+    def rows(self, address: int, like: Tensor) -> Tensor:
+        """The memory from an address on, as a tensor of like's shape and dtype."""
+        start = address - self._begin
+        return self._memory[start : start + like.nbytes].view(like.dtype).view(like.shape)
 
 
-@triton.jit
-def add_kernel(
-    own, parts, targets, out, part_stride, count,
-    RANK: tl.constexpr, RANKS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """out = parts[0] + parts[1] + ... in that order, in fp32, and to each target; parts[RANK] is
-    `own`."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < count
-    added = tl.zeros([BLOCK], tl.float32)
-    for rank in tl.static_range(RANKS):
-        if rank == RANK:
-            part = tl.load(own + at, mask=inside)
-        else:
-            part = tl.load(parts + rank * part_stride.to(tl.int64) + at, mask=inside)
-        added += part.to(tl.float32)
-    rounded = added.to(out.dtype.element_ty)
-    for number in tl.static_range(len(targets)):
-        tl.store(targets[number] + at, rounded, mask=inside)
-    tl.store(out + at, rounded, mask=inside)
+def _added(parts: list[Tensor]) -> Tensor:
+    """Their sum in fp32, rounded once; a single one as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    total = parts[0].float()
+    for part in parts[1:]:
+        total += part
+    return total.to(parts[0].dtype)
 
 
-class _Stream:
-    """A stream's copies and flags without torch's share of a launch."""
+def _copy(stream: torch.cuda.Stream, to: int, source: int, count: int) -> None:
+    """By the copy engine where it is between devices; torch's share of a launch is left out."""
+    addresses = (ctypes.c_uint64(to), ctypes.c_uint64(source), ctypes.c_size_t(count))
+    _check(_driver().cuMemcpyAsync(*addresses, ctypes.c_void_p(stream.cuda_stream)))
 
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.torch = stream
-        self._handle = ctypes.c_void_p(stream.cuda_stream)
 
-    def copy(self, to: int, source: int, count: int) -> None:
-        """By the copy engine, also between devices."""
-        self._call("cuMemcpyAsync", to, source, count)
+def _raise(stream: torch.cuda.Stream, flag: int) -> None:
+    """Set a flag, here or on another device, after what the stream did before."""
+    _value(_driver().cuStreamWriteValue32_v2, stream, flag, 1)
 
-    def wait(self, flag: int) -> None:
-        """The stream, not the host, waits until the flag is set, and takes it down."""
-        driver = _driver()
-        for call, value in (
-            (driver.cuStreamWaitValue32_v2, 1),
-            (driver.cuStreamWriteValue32_v2, 0),
-        ):
-            _check(
-                call(self._handle, ctypes.c_uint64(flag), ctypes.c_uint32(value), _GREATER_OR_EQUAL)
-            )
 
-    def _call(self, name: str, to: int, source: int, count: int) -> None:
-        arguments = (ctypes.c_uint64(to), ctypes.c_uint64(source), ctypes.c_size_t(count))
-        _check(getattr(_driver(), name)(*arguments, self._handle))
+def _await(stream: torch.cuda.Stream, flag: int) -> None:
+    """The stream, not the host, waits until a flag is up, and takes it down."""
+    _value(_driver().cuStreamWaitValue32_v2, stream, flag, 1)
+    _value(_driver().cuStreamWriteValue32_v2, stream, flag, 0)
+
+
+def _value(call: Callable[..., int], stream: torch.cuda.Stream, flag: int, value: int) -> None:
+    pointer = ctypes.c_void_p(stream.cuda_stream)
+    _check(call(pointer, ctypes.c_uint64(flag), ctypes.c_uint32(value), _GREATER_OR_EQUAL))
 
 
 def _check(status: int) -> None:

@@ -9,7 +9,7 @@ sending and receiving in the group (NCCL, gloo, HCCL).
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import platform
 from collections.abc import Callable
 from functools import cache
@@ -32,7 +32,8 @@ from portattn.parallel.watch import progress
 # Of what a data sheet promises, what products and links reach; then a step's cost, and guesses
 # where a profile is silent.
 _REACHED = 0.75
-_START_SECONDS = {"cuda": 12e-6}
+_START_SECONDS = {"cuda": 8e-6}
+_HOST_SECONDS = {"cuda": 30e-6}
 _SLOW_START = 50e-6
 _UNKNOWN_TFLOPS = 0.1
 _UNKNOWN_GBS = 1.0
@@ -59,8 +60,8 @@ def linear(
             predicts to be the fastest. Every rank must pass the same.
 
     Returns:
-        [..., columns] in x's dtype. Parts are rounded to it, then added in fp32 in the order of the
-        ranks, whatever the plan; results of at most 256 KiB are added in the group's own order.
+        [..., columns] in x's dtype. Parts are rounded to it and added in fp32 in an order that the
+        plan doesn't change; results of at most 256 KiB are added in the group's own order.
 
     Raises:
         ShapeError, DtypeError, DeviceError: an argument doesn't fit the others.
@@ -68,16 +69,13 @@ def linear(
     _check(x, weight, bias, group, plan)
     rows = x.reshape(-1, x.shape[-1])
     out = rows.new_empty((rows.shape[0], weight.shape[0]))
-    if group.size() == 1:
+    if plan is None:
+        plan = _planned(out, rows.shape[1], group)
+    if plan is None:
         torch.mm(rows, weight.T, out=out)
-    elif plan is None and out.nbytes <= _SMALL_BYTES:
-        torch.mm(rows, weight.T, out=out)
-        progress.begin("the sum of", list(out.shape))
-        dist.all_reduce(out, group=group)
+        _reduce(out, group)
     else:
-        if plan is None:
-            plan = _planned(out, rows.shape[1], group)
-        fill(out, lambda block: rows[block] @ weight.T, group, plan)
+        fill(out, lambda block: rows[block], weight, group, plan)
     if bias is not None:
         out += bias
     return out.view(*x.shape[:-1], weight.shape[0])
@@ -118,38 +116,63 @@ def attention(
     seqlen, hidden = q.shape[1], k.shape[1] - q.shape[1]
     out = q.new_empty((seqlen, weight.shape[0]))
 
-    def compute(block: slice) -> Tensor:
+    def attended(block: slice) -> Tensor:
         seen = slice(None, max(hidden + block.stop, 0) if causal else None)
-        attended = attend(
+        rows = attend(
             q[:, block], k[:, seen], v[:, seen], causal=causal, softmax_scale=softmax_scale
         )
-        assert isinstance(attended, Tensor)
-        return attended.flatten(2)[0] @ weight.T
+        assert isinstance(rows, Tensor)
+        return rows.flatten(2)[0]
 
-    if group.size() == 1:
-        return compute(slice(0, seqlen))[None]
-    fill(out, compute, group, plan or _planned(out, weight.shape[1], group))
+    if plan is None:
+        plan = _planned(out, weight.shape[1], group)
+    if plan is None:
+        torch.mm(attended(slice(0, seqlen)), weight.T, out=out)
+        _reduce(out, group)
+    else:
+        fill(out, attended, weight, group, plan)
     return out[None]
 
 
 def fill(
-    out: Tensor, compute: Callable[[slice], Tensor], group: ProcessGroup, plan: BlockPlan
+    out: Tensor,
+    rows: Callable[[slice], Tensor],
+    weight: Tensor,
+    group: ProcessGroup,
+    plan: BlockPlan,
 ) -> None:
-    """Fill out [rows, columns] with the sums over ranks of compute(rows), block by block.
+    """out [rows, columns] = the sum over ranks of rows(block) @ weight.T, block by block.
 
-    `compute` gives this rank's part [stop - start, columns] of a slice of rows, contiguous and of
-    out's dtype, on the current stream. Every rank passes the same plan.
+    `rows` gives [stop - start, inner] for a slice of rows, on the current stream; weight is
+    [columns, inner]. Every rank passes the same plan.
     """
     progress.begin("the sum of", list(out.shape))
     if _reachable(out, group, plan):
-        _symmetric(group, out.device).blocks(compute, out, plan)
+        _symmetric(group, out.device).fill(out, rows, weight, plan)
     else:
-        _by_messages(out, compute, group, plan)
+        _by_messages(out, rows, weight, group, plan)
 
 
-def _planned(out: Tensor, inner: int, group: ProcessGroup) -> BlockPlan:
-    rows, columns = out.shape
-    return schedule.best(rows, inner, columns, out.element_size(), group.size(), speeds(out))
+def _planned(out: Tensor, inner: int, group: ProcessGroup) -> BlockPlan | None:
+    """The fastest plan; None where one reduction after the product is predicted to be faster."""
+    sizes = (out.shape[0], inner, out.shape[1], out.element_size(), group.size())
+    if group.size() == 1 or out.nbytes <= _SMALL_BYTES:
+        return None
+    return _best(sizes, speeds(out))
+
+
+@cache
+def _best(sizes: tuple[int, int, int, int, int], known: Speeds) -> BlockPlan | None:
+    plan = schedule.best(*sizes, known)
+    _, inner, columns, itemsize, _ = sizes
+    told = schedule.modelled(plan, inner, columns, itemsize, known)
+    return plan if told.total < schedule.plain_seconds(*sizes, known) else None
+
+
+def _reduce(out: Tensor, group: ProcessGroup) -> None:
+    if group.size() > 1:
+        progress.begin("the sum of", list(out.shape))
+        dist.all_reduce(out, group=group)
 
 
 def speeds(x: Tensor) -> Speeds:
@@ -165,19 +188,24 @@ def speeds(x: Tensor) -> Speeds:
         multiply=tflops * 1e12 * _REACHED,
         send=(profile.links.peer_gbs or _UNKNOWN_GBS) * 1e9 * _REACHED,
         start=_START_SECONDS.get(x.device.type, _SLOW_START),
+        host=_HOST_SECONDS.get(x.device.type, 0.0),
         cores=device.cores if x.device.type == "cuda" else 1,
     )
 
 
 def _by_messages(
-    out: Tensor, compute: Callable[[slice], Tensor], group: ProcessGroup, plan: BlockPlan
+    out: Tensor,
+    rows: Callable[[slice], Tensor],
+    weight: Tensor,
+    group: ProcessGroup,
+    plan: BlockPlan,
 ) -> None:
-    """The same blocks and sums with messages of the group."""
+    """The same blocks with messages of the group; parts are added in the order of the ranks."""
     rank, ranks = group.rank(), group.size()
     arriving: list[Work] = []
     parts: dict[int, Tensor] = {}
     for block in plan.order(rank):
-        parts[block.owner] = compute(slice(block.start, block.stop))
+        parts[block.owner] = rows(slice(block.start, block.stop)) @ weight.T
         if block.owner != rank:
             continue
         # Each piece's sum waits for its parts only; its results travel while the next is computed.
@@ -237,10 +265,9 @@ def _reachable(out: Tensor, group: ProcessGroup, plan: BlockPlan) -> bool:
 def _maps_peers(group: ProcessGroup, device: torch.device) -> bool:
     """Collective, once for a group: the same answer on every rank."""
     facts: list[Any] = [None] * group.size()
-    importable = importlib.util.find_spec("triton") is not None
-    dist.all_gather_object(facts, (platform.node(), device.index, importable), group=group)
-    hosts, indices, able = zip(*facts, strict=True)
-    here = len(set(hosts)) == 1 and len(set(indices)) == len(indices) and all(able)
+    dist.all_gather_object(facts, (platform.node(), device.index), group=group)
+    hosts, indices = zip(*facts, strict=True)
+    here = len(set(hosts)) == 1 and len(set(indices)) == len(indices)
     reached = here and all(
         other == device.index or torch.cuda.can_device_access_peer(device.index, other)
         for other in indices

@@ -42,9 +42,24 @@ def test_what_is_no_plan(wrong: tuple[int, int, tuple[float, ...]]) -> None:
 
 
 def test_one_piece_where_cutting_does_not_pay() -> None:
-    slow_start = Speeds(multiply=1e12, send=1e12, start=1.0)
+    slow_start = Speeds(multiply=1e12, send=1e12, start=1.0, host=1.0)
     assert len(schedule.best(8192, 4096, 4096, 2, 2, slow_start).pieces) == 1
     assert len(schedule.best(64, 4096, 4096, 2, 2, H100).pieces) == 1
+
+
+@given(rows=st.integers(0, 3000), ranks=st.integers(1, 6), pieces=PIECES)
+def test_ahead_computes_the_same_and_its_own_after_the_others(
+    rows: int, ranks: int, pieces: list[float]
+) -> None:
+    plan = schedule.cut(rows, ranks, pieces)
+    for rank in range(ranks):
+        ahead = list(plan.ahead(rank))
+        assert sorted(ahead, key=repr) == sorted(plan.order(rank), key=repr)
+        for number, block in enumerate(ahead):
+            if block.owner == rank:
+                # Of this piece and the next, all of the others' are done.
+                done = [other for other in ahead[:number] if other.owner != rank]
+                assert len(done) == (ranks - 1) * min(block.piece + 2, len(pieces))
 
 
 def test_pieces_where_it_does() -> None:
