@@ -39,7 +39,7 @@ class SymmetricSum:
     """Adds up what the ranks of `group` compute, all on this host, each on its own `device`.
 
     Collective to make and to call: every rank with the same shapes and plans, in the same order.
-    Its memory grows to what the largest call needs: 1 + 1 / ranks times the bytes of the result.
+    Its memory grows to what the largest call needs, the bytes of its result.
     """
 
     def __init__(self, group: ProcessGroup, device: torch.device) -> None:
@@ -101,13 +101,19 @@ class SymmetricSum:
         first = block.start - plan.span(self._rank).start
         for source in self._others():
             _await(main, here.given(source, block.piece))
-        total = here.rows(here.sum(mine, first), mine)
         parts = [here.rows(here.part(source, mine, first), mine) for source in self._others()]
-        torch.addmm(_added(parts), x, weight.T, out=total)
+        total = parts[0]
+        if len(parts) > 1:
+            # Not where another's part comes next: a third rank may still be fetching then.
+            total = here.rows(here.sum(self._rank, mine, first), mine)
+            total.copy_(_added(parts))
+        # In place: products with another target copy what they add to first.
+        torch.addmm(total, x, weight.T, out=total)
         self._told.wait_event(main.record_event())
+        # First: who has fetched the last sum may send the next call's parts, into the same place.
+        _copy(self._told, mine.data_ptr(), total.data_ptr(), mine.nbytes)
         for target in self._others():
             _raise(self._told, views[target].added(self._rank, block.piece))
-        _copy(self._told, mine.data_ptr(), total.data_ptr(), mine.nbytes)
 
     def _take(self, piece: int, plan: BlockPlan, views: list[_View], out: Tensor) -> None:
         for owner in self._others():
@@ -115,7 +121,7 @@ class SymmetricSum:
             rows = out[block.start : block.stop]
             first = block.start - plan.span(owner).start
             _await(self._fetch, views[self._rank].added(owner, piece))
-            _copy(self._fetch, rows.data_ptr(), views[owner].sum(rows, first), rows.nbytes)
+            _copy(self._fetch, rows.data_ptr(), views[owner].sum(owner, rows, first), rows.nbytes)
 
     def _others(self) -> Iterator[int]:
         """The other ranks, the next one first."""
@@ -146,7 +152,10 @@ class SymmetricSum:
 
 
 class _View:
-    """A rank's memory, by address: flags, parts of its span from each rank, and the span's sum."""
+    """A rank's memory, by address: flags, and parts of its span from each rank.
+
+    One part becomes the sum: of two ranks the other's, of more its own, which nobody sends.
+    """
 
     def __init__(self, memory: Tensor, ranks: int, span_bytes: int) -> None:
         self.span_bytes = span_bytes
@@ -154,7 +163,7 @@ class _View:
 
     @staticmethod
     def bytes(ranks: int, span_bytes: int) -> int:
-        return _ALIGN + (ranks + 1) * span_bytes
+        return _ALIGN + ranks * span_bytes
 
     def given(self, source: int, piece: int) -> int:
         """The flag that `source` has given its part of a piece."""
@@ -169,9 +178,9 @@ class _View:
         row = like.shape[1] * like.element_size()
         return self._begin + _ALIGN + source * self.span_bytes + first * row
 
-    def sum(self, like: Tensor, first: int) -> int:
-        """Where the sum is, from row `first` of the span."""
-        return self.part(self._ranks, like, first)
+    def sum(self, owner: int, like: Tensor, first: int) -> int:
+        """Where the sum is, from row `first` of the span of `owner`, whose memory this is."""
+        return self.part(1 - owner if self._ranks == 2 else owner, like, first)
 
     def rows(self, address: int, like: Tensor) -> Tensor:
         """The memory from an address on, as a tensor of like's shape and dtype."""
@@ -180,9 +189,7 @@ class _View:
 
 
 def _added(parts: list[Tensor]) -> Tensor:
-    """Their sum in fp32, rounded once; a single one as it is."""
-    if len(parts) == 1:
-        return parts[0]
+    """Their sum in fp32, rounded once."""
     total = parts[0].float()
     for part in parts[1:]:
         total += part

@@ -42,7 +42,7 @@ def test_what_is_no_plan(wrong: tuple[int, int, tuple[float, ...]]) -> None:
 
 
 def test_one_piece_where_cutting_does_not_pay() -> None:
-    slow_start = Speeds(multiply=1e12, send=1e12, start=1.0, host=1.0)
+    slow_start = Speeds(multiply=1e12, send=1e12, start=1.0, host=10.0)
     assert len(schedule.best(8192, 4096, 4096, 2, 2, slow_start).pieces) == 1
     assert len(schedule.best(64, 4096, 4096, 2, 2, H100).pieces) == 1
 
