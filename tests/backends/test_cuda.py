@@ -26,12 +26,14 @@ def own() -> list[str]:
     if not torch.cuda.is_available():
         return []
     here = devices.of(torch.device("cuda"))
+    found = {name: registry.load(name).capability for name in registry.names()}
     return [
         name
-        for name in registry.names()
-        if "poison" in registry.load(name).capability.promises_on("cuda")
-        and name != "reference"
-        and here.family in (registry.load(name).capability.families or {here.family})
+        for name, capability in found.items()
+        if name != "reference"
+        and "cuda" in capability.devices
+        and "poison" in capability.promises_on("cuda")
+        and here.family in (capability.families or {here.family})
     ]
 
 
