@@ -58,39 +58,6 @@ def device(tensor: Tensor) -> devices.Device:
     return devices.of(tensor.device)
 
 
-# int32 words of a slice of counters, and slices made at a time.
-_SLICE, _SLICES = 4096, 256
-_COUNTERS: dict[Any, Tensor] = {}
-_FRESH: dict[torch.device, list[Tensor]] = {}
-# What captured graphs hold on to: nothing else keeps it from being given to somebody else.
-_CAPTURED: list[Tensor] = []
-
-
-def counters(like: Tensor, count: int) -> Tensor:
-    """At least `count` int32 zeros for a kernel that leaves them zero.
-
-    Kernels on one stream follow each other and share a slice. A captured graph may be replayed
-    beside anything, so each of its launches keeps a slice of its own for good; where none is left
-    that was cleared before the capture, the graph clears one itself.
-    """
-    capturing = like.is_cuda and torch.cuda.is_current_stream_capturing()
-    if capturing:
-        fresh = _FRESH.get(like.device)
-        if count > _SLICE or not fresh:
-            return torch.zeros(count, dtype=torch.int32, device=like.device)
-        _CAPTURED.append(fresh.pop())
-        return _CAPTURED[-1]
-    key = (like.device, torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0)
-    found = _COUNTERS.get(key)
-    if found is None or found.numel() < count:
-        found = torch.zeros(max(count, _SLICE), dtype=torch.int32, device=like.device)
-        _COUNTERS[key] = found
-    if len(_FRESH.setdefault(like.device, [])) < _SLICES // 2:
-        more = torch.zeros(_SLICES, _SLICE, dtype=torch.int32, device=like.device)
-        _FRESH[like.device] += list(more.unbind())
-    return found
-
-
 def new_lse(q: Tensor) -> Tensor:
     """[B, H, Sq] or [H, T], float32, uninitialised."""
     shape = (*q.shape[:-3], q.shape[-2], q.shape[-3])
@@ -109,17 +76,14 @@ class Call(NamedTuple):
 class Plan(NamedTuple):
     """A launch without its pointers.
 
-    `args` hold slots for the call's tensors, for what is written, and then, if `scratch` is not 0,
-    for that many float32 words of scratch memory and `counters` int32 zeros. `options` are Triton's
-    for the launch, such as num_warps.
+    `args` hold slots for the call's tensors and for what is written. `options` are Triton's for the
+    launch, such as num_warps.
     """
 
     programs: int
     args: tuple[Any, ...]
     constants: dict[str, Any]
     options: dict[str, int]
-    scratch: int = 0
-    counters: int = 0
 
 
 def run(
@@ -144,10 +108,6 @@ def run(
             if len(_PREPARED) >= _PREPARED_LIMIT:
                 _PREPARED.clear()
             _PREPARED[key] = prepared
-    if prepared.plan.scratch:
-        q = call.tensors.q
-        work = q.new_empty(prepared.plan.scratch, dtype=torch.float32)
-        values = (*values, work, counters(q, prepared.plan.counters))
     prepared.launch(values, aligned=key is not None)
     return None
 

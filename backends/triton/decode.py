@@ -5,19 +5,21 @@ LeanAttention (arXiv 2405.10480): the tiles of keys of all sequences and kv head
     sequence 0, head 0: tiles 0 .. T0-1 | sequence 0, head 1: ... | sequence 1, head 0: ... | ...
 
 and each of P programs takes a contiguous run of it, wherever that begins and ends; runs differ by
-one tile at most. The lengths are read on the device, so a captured graph replays with lengths that
-have grown. The query heads of a kv head are packed as rows of one tile: row r is query r // group
-of head r % group.
+one tile at most. Where heads are few enough, equal runs that each lie in one head are hardly longer,
+and are taken instead. The lengths are read on the device, so a captured graph replays with lengths
+that have grown. The query heads of a kv head are packed as rows of one tile: row r is query
+r // group of head r % group.
 
 A run that holds an output's whole list writes it. Otherwise it leaves (acc, l, m) in its slot of
-the workspace, and whoever comes last merges them in the order of the programs, where they are many
-first among neighbours, then across: the result doesn't depend on who that was. A program has two
-slots, for an output that began before its run and for one that goes on after it.
+the workspace, and a second kernel merges them in the order of the programs. A program has two
+slots, for an output that began before its run and for one that goes on after it. Where the device
+can, that kernel is launched while this one runs, and waits on the device for its end.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -39,54 +41,73 @@ from portattn.backends.triton.primitives import (
 from portattn.dispatch.backend import AttentionTensors, Config
 from portattn.dispatch.problem import AttentionProblem
 
-# Parts that one program merges; an output of more is merged by this many neighbours first.
-PARTS = tl.constexpr(64)
-NEIGHBOURS = tl.constexpr(16)
+# Sequences whose lengths are looked at together.
 _SEQUENCES_AT_ONCE = 1024
-# Elements of the parts that a thread merges at a time: all its loads are under way together.
-_MERGED_AT_ONCE = 64
+# Fewer tiles than this aren't worth a part of their own.
+SHORTEST = tl.constexpr(4)
 
 
 @triton.jit
-def tile_count(extents, terms, b, valid, seqlen_q, run, BLOCK_N: tl.constexpr, ALONE: tl.constexpr):
-    """Tiles of keys of sequences b (a scalar or vector): at least one; whole runs if ALONE."""
+def tile_counts(extents, terms, b, valid, seqlen_q, BLOCK_N: tl.constexpr):
+    """Tiles of keys of sequences b (a scalar or vector): at least one, 0 where invalid."""
     seqlen_k = tl.load(extents.seqused_k + b, mask=valid, other=0)
     if extents.leftpad_k is not None:
         seqlen_k -= tl.load(extents.leftpad_k + b, mask=valid, other=0)
     lo, hi = visible_keys(terms, seqlen_q, tl.maximum(seqlen_k, 0), 0, seqlen_q - 1)
     count = tl.maximum(tl.cdiv(hi, BLOCK_N) - lo // BLOCK_N, 1)
-    if ALONE:
-        count = tl.cdiv(count, run) * run
     return tl.where(valid, count, 0)
 
 
 @triton.jit
-def list_length(extents, terms, batch, seqlen_q, run, BLOCK_N: tl.constexpr, ALONE: tl.constexpr,
-                AT_ONCE: tl.constexpr):  # fmt: skip
-    """Tiles of all sequences, for one kv head and row tile."""
+def in_runs(count, run):
+    """Tiles in whole runs of `run`, or as many as there are where run is 0."""
+    return tl.where(run > 0, tl.cdiv(count, tl.maximum(run, 1)) * run, count)
+
+
+@triton.jit
+def survey(extents, terms, batch, seqlen_q, BLOCK_N: tl.constexpr, AT_ONCE: tl.constexpr):
+    """(sum, maximum) of all sequences' tiles."""
     total = batch * 0
+    longest = batch * 0
     for start in tl.range(0, batch, AT_ONCE):
         b = start + tl.arange(0, AT_ONCE)
-        total += tl.sum(tile_count(extents, terms, b, b < batch, seqlen_q, run, BLOCK_N, ALONE))
-    return total
+        counts = tile_counts(extents, terms, b, b < batch, seqlen_q, BLOCK_N)
+        total += tl.sum(counts)
+        longest = tl.maximum(longest, tl.max(counts))
+    return total, longest
+
+
+@triton.jit
+def choose_run(total, longest, batch, units, programs, run):
+    """(tiles of a run within one output or 0 for even shares, programs that take part).
+
+    total, longest: of the sequences' tiles; units: outputs of one sequence; run: the tiles to take
+    where that isn't 0.
+    """
+    splits = programs // (batch * units)
+    share = tl.maximum(tl.cdiv(total.to(tl.int64) * units, programs).to(tl.int32), SHORTEST)
+    equal = tl.maximum(tl.cdiv(longest, tl.maximum(splits, 1)), SHORTEST)
+    # Programs that end early leave the memory to the others.
+    chosen = tl.where((splits > 0) & (equal <= share + share // 4), equal, 0)
+    chosen = tl.where(run > 0, run, chosen)
+    return chosen, tl.where(chosen > 0, programs, tl.minimum(programs, total * units))
 
 
 @triton.jit
 def find(extents, terms, batch, units, place, seqlen_q, run, BLOCK_N: tl.constexpr,
-         ALONE: tl.constexpr, AT_ONCE: tl.constexpr):  # fmt: skip
-    """(sequence that holds a place in the list, tiles per unit before it, and in it)."""
+         AT_ONCE: tl.constexpr):  # fmt: skip
+    """(sequence that holds a place in the list, tiles per unit before it)."""
     found = batch * 0
     before = batch * 0
     past = batch * 0
     for start in tl.range(0, batch, AT_ONCE):
         b = start + tl.arange(0, AT_ONCE)
-        count = tile_count(extents, terms, b, b < batch, seqlen_q, run, BLOCK_N, ALONE)
+        count = in_runs(tile_counts(extents, terms, b, b < batch, seqlen_q, BLOCK_N), run)
         earlier, ends = ends_before(count, b < batch, past, units, place)
         found += tl.sum(earlier.to(tl.int32))
         before = tl.maximum(before, tl.max(tl.where(earlier, ends, 0)))
         past += tl.sum(count)
-    count = tile_count(extents, terms, found, found < batch, seqlen_q, run, BLOCK_N, ALONE)
-    return found, before, count
+    return found, before
 
 
 @triton.jit
@@ -97,70 +118,29 @@ def ends_before(count, valid, past, units, place):
 
 
 @triton.jit
-def run_start(program, length, programs, run, ALONE: tl.constexpr):
-    """Where a program's run begins: runs of `run` tiles if ALONE, else even shares."""
-    if ALONE:
-        return program * run
-    else:
-        return (program.to(tl.int64) * length // programs).to(tl.int32)
+def tiles_before(extents, terms, sequence, seqlen_q, run, BLOCK_N: tl.constexpr,
+                 AT_ONCE: tl.constexpr):  # fmt: skip
+    """Tiles per unit in the list before a sequence, and in all of them."""
+    before = sequence * 0
+    for start in tl.range(0, sequence, AT_ONCE):
+        b = start + tl.arange(0, AT_ONCE)
+        counts = tile_counts(extents, terms, b, b < sequence, seqlen_q, BLOCK_N)
+        before += tl.sum(in_runs(counts, run))
+    return before
 
 
 @triton.jit
-def owner(place, length, programs, run, ALONE: tl.constexpr):
+def run_start(program, length, programs, run):
+    """Where a program's run of the list begins: an even share of it where run is 0."""
+    share = program.to(tl.int64) * length // programs
+    return tl.where(run > 0, program * run, share.to(tl.int32))
+
+
+@triton.jit
+def owner(place, length, programs, run):
     """The program whose run holds a place: the last that begins at or before it."""
-    if ALONE:
-        return place // run
-    else:
-        return (((place + 1).to(tl.int64) * programs - 1) // length).to(tl.int32)
-
-
-@triton.jit
-def slot_of(program, first, first_slot):
-    """Where a program left its part of an output that began in program `first`."""
-    return 2 * program + tl.where(program == first, first_slot, 0)
-
-
-@triton.jit
-def merge(work, sums, start, stop, step, first, first_slot, valid, ROWS: tl.constexpr,
-          MERGED: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr):  # fmt: skip
-    """Merge the parts of programs start, start + step, ... below stop, MERGED of them at a time."""
-    rows = tl.arange(0, ROWS)
-    acc0 = tl.zeros([MERGED, ROWS, DV0], tl.float32)
-    acc1 = tl.zeros([MERGED, ROWS, DV1 if DV1 > 0 else 1], tl.float32)
-    l = tl.zeros([ROWS], tl.float32)
-    m = tl.full([ROWS], float("-inf"), tl.float32)
-    for group in tl.range(start, stop, step * PARTS):
-        program = group + tl.arange(0, PARTS) * step
-        at = sums + slot_of(program, first, first_slot)[:, None] * (2 * ROWS) + rows[None, :]
-        inside = (program < stop)[:, None] & valid[None, :]
-        m_part = tl.load(at, mask=inside, other=float("-inf"), cache_modifier=".cg")
-        l_part = tl.load(at + ROWS, mask=inside, other=0.0, cache_modifier=".cg")
-        m_new = tl.maximum(m, tl.max(m_part, 0))
-        base = tl.where(m_new == float("-inf"), 0.0, m_new)
-        old = tl.exp2(m - base)
-        l = l * old + tl.sum(l_part * tl.exp2(m_part - base[None, :]), 0)
-        acc0 *= old[None, :, None]
-        if DV1 > 0:
-            acc1 *= old[None, :, None]
-        m = m_new
-        for some in tl.range(group, tl.minimum(stop, group + step * PARTS), step * MERGED):
-            member = some + tl.arange(0, MERGED) * step
-            slot = slot_of(member, first, first_slot)
-            here = (member < stop)[:, None] & valid[None, :]
-            work_at = slot.to(tl.int64)[:, None] * ROWS + rows[None, :]
-            work_at = work_at * (DV0 + DV1)
-            pointers = work + work_at[:, :, None] + tl.arange(0, DV0)[None, None, :]
-            part = tl.load(pointers, mask=here[:, :, None], other=0.0, cache_modifier=".cg")
-            # After the part: its load and this one's don't wait for each other.
-            sums_at = sums + slot[:, None] * (2 * ROWS) + rows[None, :]
-            m_here = tl.load(sums_at, mask=here, other=float("-inf"), cache_modifier=".cg")
-            weight = tl.exp2(m_here - base[None, :])[:, :, None]
-            acc0 += part * weight
-            if DV1 > 0:
-                pointers = work + work_at[:, :, None] + DV0 + tl.arange(0, DV1)[None, None, :]
-                part = tl.load(pointers, mask=here[:, :, None], other=0.0, cache_modifier=".cg")
-                acc1 += part * weight
-    return tl.sum(acc0, 0), tl.sum(acc1, 0), l, m
+    sharing = ((place + 1).to(tl.int64) * programs - 1) // length
+    return tl.where(run > 0, place // tl.maximum(run, 1), sharing.to(tl.int32))
 
 
 @triton.jit
@@ -173,8 +153,6 @@ def keep(work, sums, slot, acc0, acc1, l, m, rows, valid,
     tl.store(work + at + tl.arange(0, DV0)[None, :], acc0, mask=valid[:, None])
     if DV1 > 0:
         tl.store(work + at + DV0 + tl.arange(0, DV1)[None, :], acc1, mask=valid[:, None])
-    # Every thread's stores come before this program's arrival at the counter.
-    tl.debug_barrier()
 
 
 @triton.jit
@@ -195,110 +173,53 @@ def write(out, lse, acc0, acc1, l, m, b, h_kv, packed, valid, GROUP: tl.constexp
 
 
 @triton.jit
-def leave_part(
-    out, lse, work, sums, counters, acc0, acc1, l, m, rows, valid, b, h_kv, first_row, seqlen_q,
-    origin, count, length, programs, run, GROUP: tl.constexpr, ROWS: tl.constexpr,
-    MERGED: tl.constexpr, DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
-    ALONE: tl.constexpr,
-):  # fmt: skip
-    """Keep this program's part of an output; merge and write it if all others have arrived.
-
-    The output's tiles are origin .. origin + count of the list.
-    """
-    first_program = owner(origin, length, programs, run, ALONE)
-    last_program = owner(origin + count - 1, length, programs, run, ALONE)
-    first_place = run_start(first_program, length, programs, run, ALONE)
-    first_slot = (origin != first_place).to(tl.int32)
-    pid = tl.program_id(0)
-    slot = slot_of(pid, first_program, first_slot)
-    keep(work, sums, slot, acc0, acc1, l, m, rows, valid, ROWS, DV0, DV1)
-    # Groups count from the output's first program: they depend on its own length alone.
-    many = last_program - first_program >= PARTS
-    neighbours = tl.where(many, NEIGHBOURS, PARTS)
-    group_first = pid - (pid - first_program) % neighbours
-    group_last = tl.minimum(group_first + neighbours - 1, last_program)
-    group_slot = slot_of(group_first, first_program, first_slot)
-    # A group's counter is that of its result's slot, the output's that of its first one.
-    arrived = tl.atomic_add(counters + group_slot, 1, sem="acq_rel")
-    if arrived == group_last - group_first:
-        tl.store(counters + group_slot, 0)
-        kept_ids = tl.arange(0, ROWS)
-        kept = first_row + kept_ids
-        there = kept // GROUP < seqlen_q
-        sum0, sum1, l_all, m_all = merge(
-            work, sums, group_first, group_last + 1, 1, first_program, first_slot, there,
-            ROWS, MERGED, DV0, DV1,
-        )  # fmt: skip
-        if not many:
-            write(
-                out, lse, sum0, sum1, l_all, m_all, b, h_kv, kept, there,
-                GROUP, DV, DV0, DV1,
-            )  # fmt: skip
-        else:
-            tl.debug_barrier()
-            keep(
-                work, sums, group_slot, sum0, sum1, l_all, m_all, kept_ids, there,
-                ROWS, DV0, DV1,
-            )  # fmt: skip
-            last_counter = counters + 2 * tl.num_programs(0) + first_program
-            arrived = tl.atomic_add(last_counter, 1, sem="acq_rel")
-            if arrived == (last_program - first_program) // NEIGHBOURS:
-                tl.store(last_counter, 0)
-                sum0, sum1, l_all, m_all = merge(
-                    work, sums, first_program, last_program + 1, NEIGHBOURS,
-                    first_program, first_slot, there, ROWS, MERGED, DV0, DV1,
-                )  # fmt: skip
-                write(
-                    out, lse, sum0, sum1, l_all, m_all, b, h_kv, kept, there,
-                    GROUP, DV, DV0, DV1,
-                )  # fmt: skip
-
-
-@triton.jit
 def decode_kernel(
-    q, k, v, out, lse, work, counters, extents, terms, batch, kv_heads, row_tiles, run,
+    q, k, v, out, lse, work, extents, terms, batch, kv_heads, row_tiles, run,
     GROUP: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr, MERGED: tl.constexpr,
-    ALONE: tl.constexpr, AT_ONCE: tl.constexpr, ONCE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr,
+    AT_ONCE: tl.constexpr, ONCE: tl.constexpr, OVERLAP: tl.constexpr,
     FUSED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program's run of the list; `run` tiles if ALONE, otherwise an equal share."""
+    """One program's run of the list: `run` tiles, or what choose_run says where that is 0."""
     pid = tl.program_id(0)
-    # Two slots of each program for acc, and after them for m and l.
-    sums = work + (2 * tl.num_programs(0)).to(tl.int64) * (ROWS * (DV0 + DV1))
+    if OVERLAP:
+        # What the stream did before is done; the kernel that merges may be set up.
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     seqlen_q = extents.seqlen_q
     units = kv_heads * row_tiles
     batch = batch + pid * 0
+    run = run + pid * 0
     if ONCE:
         # One load of the lengths answers everything.
         every = tl.arange(0, AT_ONCE)
-        counts = tile_count(
-            extents, terms, every, every < batch, seqlen_q, run, BLOCK_N, ALONE
-        )  # fmt: skip
+        counts = tile_counts(extents, terms, every, every < batch, seqlen_q, BLOCK_N)
+        total = tl.sum(counts)
+        longest = tl.max(counts)
+        run, programs = choose_run(total, longest, batch, units, tl.num_programs(0), run)
+        counts = in_runs(counts, run)
         length = tl.sum(counts) * units
     else:
-        length = units * list_length(
-            extents, terms, batch, seqlen_q, run, BLOCK_N, ALONE, AT_ONCE
-        )  # fmt: skip
-    programs = tl.num_programs(0)
-    if not ALONE:
-        programs = tl.minimum(programs, length)
-    place = run_start(pid, length, programs, run, ALONE)
-    end = tl.minimum(run_start(pid + 1, length, programs, run, ALONE), length)
+        total, longest = survey(extents, terms, batch, seqlen_q, BLOCK_N, AT_ONCE)
+        run, programs = choose_run(total, longest, batch, units, tl.num_programs(0), run)
+        length = units * tiles_before(extents, terms, batch, seqlen_q, run, BLOCK_N, AT_ONCE)
+    place = run_start(pid, length, programs, run)
+    end = tl.minimum(run_start(pid + 1, length, programs, run), length)
     if place >= end:
         return
     if ONCE:
         earlier, ends = ends_before(counts, every < batch, batch * 0, units, place)
         b = tl.sum(earlier.to(tl.int32))
         before = tl.max(tl.where(earlier, ends, 0))
-        count = tl.sum(tl.where(every == b, counts, 0))
     else:
-        b, before, count = find(
-            extents, terms, batch, units, place, seqlen_q, run, BLOCK_N, ALONE, AT_ONCE
-        )  # fmt: skip
+        b, before = find(extents, terms, batch, units, place, seqlen_q, run, BLOCK_N, AT_ONCE)
+    count = in_runs(tile_counts(extents, terms, b, b < batch, seqlen_q, BLOCK_N), run)
     unit = (place - before * units) // count
     tile = (place - before * units) % count
+    # Two slots of each program for acc, and after them for m and l.
+    sums = work + (2 * tl.num_programs(0)).to(tl.int64) * (ROWS * (DV0 + DV1))
+    slot = 2 * pid
     row_ids = tl.arange(0, BLOCK_M)
 
     while place < end:
@@ -354,19 +275,128 @@ def decode_kernel(
                 out, lse, acc0, acc1, l, m, b, h_kv, packed, valid, GROUP, DV, DV0, DV1
             )  # fmt: skip
         else:
-            leave_part(
-                out, lse, work, sums, counters, acc0, acc1, l, m, row_ids, valid, b, h_kv,
-                unit // kv_heads * BLOCK_M, seqlen_q, place - tile, count, length,
-                programs, run, GROUP, ROWS, MERGED, DV, DV0, DV1, ALONE,
-            )  # fmt: skip
+            keep(work, sums, slot, acc0, acc1, l, m, row_ids, valid, ROWS, DV0, DV1)
 
         place += stop - tile
+        slot = 2 * pid + 1
         tile = tile * 0
         unit += 1
         if unit == units:
             unit = unit * 0
             b += 1
-            count = tile_count(extents, terms, b, b < batch, seqlen_q, run, BLOCK_N, ALONE)
+            count = in_runs(tile_counts(extents, terms, b, b < batch, seqlen_q, BLOCK_N), run)
+
+
+@triton.jit
+def merge_kernel(
+    out, lse, work, extents, terms, batch, kv_heads, row_tiles, run, grid,
+    GROUP: tl.constexpr, DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr,
+    PARTS: tl.constexpr, COLUMNS: tl.constexpr,
+    AT_ONCE: tl.constexpr, ONCE: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """COLUMNS of one row of out, from the parts of it that `grid` programs left."""
+    pid = tl.program_id(0)
+    seqlen_q = extents.seqlen_q
+    units = kv_heads * row_tiles
+    batch = batch + pid * 0
+    run = run + pid * 0
+    grid = grid + pid * 0
+    chunks: tl.constexpr = (DV + COLUMNS - 1) // COLUMNS
+    columns = pid % chunks * COLUMNS + tl.arange(0, COLUMNS)
+    packed = pid // chunks % (seqlen_q * GROUP)
+    head = pid // chunks // (seqlen_q * GROUP)
+    h_kv = head % kv_heads
+    b = head // kv_heads
+    # The division of the list once more; the lengths are older than either kernel.
+    if ONCE:
+        every = tl.arange(0, AT_ONCE)
+        counts = tile_counts(extents, terms, every, every < batch, seqlen_q, BLOCK_N)
+        total = tl.sum(counts)
+        run, programs = choose_run(total, tl.max(counts), batch, units, grid, run)
+        counts = in_runs(counts, run)
+        length = tl.sum(counts) * units
+        before = tl.sum(tl.where(every < b, counts, 0))
+    else:
+        total, longest = survey(extents, terms, batch, seqlen_q, BLOCK_N, AT_ONCE)
+        run, programs = choose_run(total, longest, batch, units, grid, run)
+        length = units * tiles_before(extents, terms, batch, seqlen_q, run, BLOCK_N, AT_ONCE)
+        before = tiles_before(extents, terms, b, seqlen_q, run, BLOCK_N, AT_ONCE)
+    count = in_runs(tile_counts(extents, terms, b, b < batch, seqlen_q, BLOCK_N), run)
+    origin = before * units + (packed // BLOCK_M * kv_heads + h_kv) * count
+    first = owner(origin, length, programs, run)
+    stop = owner(origin + count - 1, length, programs, run) + 1
+    first_slot = 2 * first + (origin != run_start(first, length, programs, run)).to(tl.int32)
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
+    if stop - first == 1:
+        return
+
+    sums = work + (2 * grid).to(tl.int64) * (ROWS * (DV0 + DV1))
+    row = packed % BLOCK_M
+    acc = tl.zeros([COLUMNS], tl.float32)
+    l = tl.sum(acc)
+    m = l - float("inf")
+    for start in tl.range(first, stop, PARTS):
+        program = start + tl.arange(0, PARTS)
+        slot = tl.where(program == first, first_slot, 2 * program)
+        inside = program < stop
+        sums_at = sums + slot * (2 * ROWS) + row
+        m_part = tl.load(sums_at, mask=inside, other=float("-inf"))
+        l_part = tl.load(sums_at + ROWS, mask=inside, other=0.0)
+        at = (slot.to(tl.int64) * ROWS + row) * (DV0 + DV1)
+        here = inside[:, None] & (columns < DV)[None, :]
+        part = tl.load(work + at[:, None] + columns[None, :], mask=here, other=0.0)
+        m_new = tl.maximum(m, tl.max(m_part))
+        base = tl.where(m_new == float("-inf"), 0.0, m_new)
+        old = tl.exp2(m - base)
+        weight = tl.exp2(m_part - base)
+        l = l * old + tl.sum(l_part * weight)
+        acc = acc * old + tl.sum(part * weight[:, None], 0)
+        m = m_new
+    weight = tl.where(l == 0.0, 0.0, 1.0 / l)
+    query = packed // GROUP
+    h = h_kv * GROUP + packed % GROUP
+    at = b.to(tl.int64) * out.batch + query.to(tl.int64) * out.row + h.to(tl.int64) * out.head
+    result = (acc * weight).to(out.ptr.dtype.element_ty)
+    tl.store(out.ptr + at + columns * out.dim, result, mask=columns < DV)
+    value = tl.where(l == 0.0, float("-inf"), m * LN2 + tl.log(l))
+    at = b.to(tl.int64) * lse.batch + h.to(tl.int64) * lse.head + query * lse.row
+    tl.store(lse.ptr + at, value, mask=pid % chunks == 0)
+
+
+class Division(NamedTuple):
+    """How the host has the list divided, and what merges its parts.
+
+    run: tiles of a run, 0 where the device chooses. parts: those of an output that are merged at a
+    time, 0 where there are none to merge.
+    """
+
+    programs: int
+    run: int
+    parts: int
+    columns: int
+    warps: int
+
+
+def division(problem: AttentionProblem, size: tiles.DecodeTile, cores: int) -> Division:
+    """Programs for tiles of one size; a deterministic one depends on each sequence alone."""
+    group = problem.heads // problem.kv_heads
+    units = problem.batch * problem.kv_heads * tiles.cdiv(problem.seqlen_q * group, size.block_m)
+    longest = max(1, tiles.cdiv(problem.seqlen_k, size.block_n))
+    if problem.deterministic:
+        run, merged = tiles.RUN_ALONE, (64, 32, 4)
+    elif longest <= SHORTEST.value:
+        run, merged = longest, (0, 0, 0)
+    else:
+        programs = min(size.programs * cores, units * tiles.cdiv(longest, SHORTEST.value))
+        parts = min(256, max(8, triton.next_power_of_2(tiles.cdiv(programs, units))))
+        few_rows = problem.batch * problem.heads * problem.seqlen_q < 2 * cores
+        columns = min(32 if few_rows else 128, arguments.halves(problem.head_dim_v)[0])
+        warps = min(8, max(1, parts * columns // 1024))
+        return Division(programs, 0, parts, columns, warps)
+    splits = tiles.cdiv(longest, run)
+    return Division(units * splits, run, *(merged if splits > 1 else (0, 0, 0)))
 
 
 def decode(
@@ -379,60 +409,64 @@ def decode(
     """
     tensors = arguments.packed(tensors)
     q = tensors.q
-    if problem.kv_dtype == torch.float8_e4m3fn and not tiles.has_float8(launch.family(q)):
+    device = launch.device(q)
+    if problem.kv_dtype == torch.float8_e4m3fn and not tiles.has_float8(device.family):
         k, v = (x.view(torch.uint8) for x in (tensors.k, tensors.v))
         tensors = replace(tensors, k=k, v=v)
     out = q.new_empty((*q.shape[:-1], problem.head_dim_v))
     lse = launch.new_lse(q)
     if not lse.numel():
         return out, lse
+    size = tiles.decode(problem, device, config)
+    split = division(problem, size, tiles.multiprocessors(device))
+    group = problem.heads // problem.kv_heads
+    dims = arguments.dims(problem)
+    rows = min(size.block_m, triton.next_power_of_2(problem.seqlen_q * group))
+    words = 2 * split.programs * rows * (dims["DV0"] + dims["DV1"] + 2) if split.parts else 16
+    work = q.new_empty(words, dtype=torch.float32)
+    overlap = tiles.overlaps(device.family)
+    options = {"launch_pdl": True} if overlap else {}
+    results = (
+        arguments.rows(launch.further(0), out),
+        arguments.vector(launch.further(1), lse),
+        launch.further(2),
+        arguments.extents(tensors, problem, size.block_n),
+        arguments.terms(tensors, problem),
+        problem.batch,
+        problem.kv_heads,
+        tiles.cdiv(problem.seqlen_q * group, size.block_m),
+        split.run,
+    )
+    common = {
+        "GROUP": group,
+        "BLOCK_M": size.block_m,
+        "BLOCK_N": size.block_n,
+        "ROWS": rows,
+        "AT_ONCE": min(_SEQUENCES_AT_ONCE, triton.next_power_of_2(problem.batch)),
+        "ONCE": problem.batch <= _SEQUENCES_AT_ONCE,
+        "OVERLAP": overlap,
+    }
 
     def plan() -> launch.Plan:
-        device = launch.device(q)
-        size = tiles.decode(problem, device, config)
-        group = problem.heads // problem.kv_heads
-        row_tiles = tiles.cdiv(problem.seqlen_q * group, size.block_m)
-        units = problem.batch * problem.kv_heads * row_tiles
-        longest = max(1, tiles.cdiv(problem.seqlen_k, size.block_n))
-        if problem.deterministic:
-            run = tiles.RUN_ALONE
-            programs = units * tiles.cdiv(longest, run)
-        else:
-            run = 0
-            programs = min(size.programs * tiles.multiprocessors(device), units * longest)
-        dims = arguments.dims(problem)
-        rows = min(size.block_m, triton.next_power_of_2(problem.seqlen_q * group))
-        widest = max(dims["DV0"], dims["DV1"])
-        merged = size.warps * 32 * _MERGED_AT_ONCE // (rows * widest)
         args = (
             arguments.rows(launch.operand("q"), q),
             arguments.rows(launch.operand("k"), tensors.k),
             arguments.rows(launch.operand("v"), tensors.v),
-            arguments.rows(launch.further(0), out),
-            arguments.vector(launch.further(1), lse),
-            launch.further(2),
-            launch.further(3),
-            arguments.extents(tensors, problem, size.block_n),
-            arguments.terms(tensors, problem),
-            problem.batch,
-            problem.kv_heads,
-            row_tiles,
-            run,
+            *results,
         )
-        constants = {
-            "GROUP": group,
-            **dims,
-            "BLOCK_M": size.block_m,
-            "BLOCK_N": size.block_n,
-            "ROWS": rows,
-            "MERGED": min(PARTS.value, max(1, merged)),
-            "ALONE": problem.deterministic,
-            "AT_ONCE": min(_SEQUENCES_AT_ONCE, triton.next_power_of_2(problem.batch)),
-            "ONCE": problem.batch <= _SEQUENCES_AT_ONCE,
-            **arguments.switches(tensors, problem),
-        }
-        scratch = 2 * programs * rows * (dims["DV0"] + dims["DV1"] + 2)
-        return launch.Plan(programs, args, constants, size.options, scratch, 3 * programs)
+        constants = {**common, **dims, **arguments.switches(tensors, problem)}
+        return launch.Plan(split.programs, args, constants, {**size.options, **options})
 
-    launch.run(decode_kernel, launch.Call(tensors, problem, config), (out, lse), plan)
+    def plan_merge() -> launch.Plan:
+        values = {name: dims[name] for name in ("DV", "DV0", "DV1")}
+        constants = {**common, **values, "PARTS": split.parts, "COLUMNS": split.columns}
+        rows = problem.batch * problem.heads * problem.seqlen_q
+        programs = rows * tiles.cdiv(problem.head_dim_v, split.columns)
+        merging = {"num_warps": split.warps, "num_stages": 1, **options}
+        return launch.Plan(programs, (*results, split.programs), constants, merging)
+
+    call = launch.Call(tensors, problem, config)
+    launch.run(decode_kernel, call, (out, lse, work), plan)
+    if split.parts:
+        launch.run(merge_kernel, call, (out, lse, work), plan_merge)
     return out, lse

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import triton.language as tl
 
 from portattn.dispatch.backend import Config
 from portattn.dispatch.device import Device
@@ -114,6 +115,16 @@ _FLOAT8 = frozenset({"sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_120a"})
 def has_float8(family: str) -> bool:
     """Whether kernels read float8 as such; elsewhere they are given its bits."""
     return family in _FLOAT8
+
+
+# Chips that set up a kernel while the one before it still runs.
+_OVERLAPPING = frozenset({"sm_90a", "sm_100a", "sm_103a", "sm_120a"})
+
+
+def overlaps(family: str) -> bool:
+    """Whether a kernel may begin before the one in front of it ends, and wait for it there."""
+    cuda = getattr(tl.extra, "cuda", None)
+    return family in _OVERLAPPING and hasattr(cuda, "gdc_wait")
 
 
 def decode(problem: AttentionProblem, device: Device, config: Config) -> DecodeTile:
