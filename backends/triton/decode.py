@@ -5,10 +5,9 @@ LeanAttention (arXiv 2405.10480): the tiles of keys of all sequences and kv head
     sequence 0, head 0: tiles 0 .. T0-1 | sequence 0, head 1: ... | sequence 1, head 0: ... | ...
 
 and each of P programs takes a contiguous run of it, wherever that begins and ends; runs differ by
-one tile at most. Where heads are few enough, equal runs that each lie in one head are hardly longer,
-and are taken instead. The lengths are read on the device, so a captured graph replays with lengths
-that have grown. The query heads of a kv head are packed as rows of one tile: row r is query
-r // group of head r % group.
+one tile at most. Where equal runs that each lie in one head are hardly longer, those are taken. The
+lengths are read on the device, so a captured graph replays with lengths that have grown. The query
+heads of a kv head are packed as rows of one tile: row r is query r // group of head r % group.
 
 A run that holds an output's whole list writes it. Otherwise it leaves (acc, l, m) in its slot of
 the workspace, and a second kernel merges them in the order of the programs. A program has two
@@ -19,7 +18,7 @@ can, that kernel is launched while this one runs, and waits on the device for it
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton

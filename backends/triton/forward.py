@@ -32,6 +32,7 @@ from portattn.backends.triton.primitives import (
     key_span,
     like,
     load_rows,
+    page_ids,
     query_span,
     scale_of,
     scores,
@@ -57,11 +58,14 @@ def attend(
     k_head = k.ptr + h_kv.to(tl.int64) * k.head
     v_head = v.ptr + h_kv.to(tl.int64) * v.head
     k_scale = scale_of(extents, extents.k_scale, b, h_kv)
+    lanes = tl.arange(0, BLOCK_N)
+    pages = lanes
+    if extents.block_table is not None:
+        pages = page_ids(extents, b, first, lo, lanes, seqlen_k)
     for start in tl.range(lo, hi, BLOCK_N):
-        lanes = tl.arange(0, BLOCK_N)
         keys = start + lanes
         inside = keys < seqlen_k
-        at = key_offsets(extents, k, row, b, first, start, lanes, seqlen_k, WIDE)
+        at = key_offsets(extents, k, row, first, start, lanes, pages, WIDE)
         k0 = like(load_rows(k_head, at, inside, k.dim, 0, D0, D, MASKED), q0)
         x = tl.dot(q0, k0.T, input_precision=PRECISION)
         if D1 > 0:
@@ -76,7 +80,10 @@ def attend(
         if terms.rng_state is not None:
             p = tl.where(kept(terms, heads, b, h, rows[:, None], keys[None, :]), p, 0.0)
         p = p.to(q0.dtype)
-        at = key_offsets(extents, v, row, b, first, start, lanes, seqlen_k, WIDE)
+        at = key_offsets(extents, v, row, first, start, lanes, pages, WIDE)
+        if extents.block_table is not None:
+            # A tile ahead: where keys are can be known before they are loaded.
+            pages = page_ids(extents, b, first, start + BLOCK_N, lanes, seqlen_k)
         acc0 = acc0 * alpha[:, None]
         v0 = like(load_rows(v_head, at, inside, v.dim, 0, DV0, DV, MASKED), q0)
         acc0 = tl.dot(p, v0, acc0, input_precision=PRECISION)
@@ -106,7 +113,10 @@ def attend_one_by_one(
         lane = tl.arange(0, 1)
         keys = key + lane
         inside = keys < seqlen_k
-        at = key_offsets(extents, k, row, b, first, key, lane, seqlen_k, WIDE)
+        pages = lane
+        if extents.block_table is not None:
+            pages = page_ids(extents, b, first, key, lane, seqlen_k)
+        at = key_offsets(extents, k, row, first, key, lane, pages, WIDE)
         k0 = like(load_rows(k_head, at, inside, k.dim, 0, D0, D, True), q0)
         x = tl.sum(q0.to(tl.float32) * k0.to(tl.float32), 1)
         if D1 > 0:
@@ -122,7 +132,7 @@ def attend_one_by_one(
         if terms.rng_state is not None:
             seen = seen & kept(terms, heads, b, h, rows[:, None], keys[None, :])
         p = p.to(q0.dtype).to(tl.float32)
-        at = key_offsets(extents, v, row, b, first, key, lane, seqlen_k, WIDE)
+        at = key_offsets(extents, v, row, first, key, lane, pages, WIDE)
         v0 = like(load_rows(v_head, at, inside, v.dim, 0, DV0, DV, True), q0).to(tl.float32)
         acc0 = acc0 * alpha[:, None] + tl.where(seen, p * v0, 0.0)
         if DV1 > 0:

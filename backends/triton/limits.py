@@ -75,8 +75,7 @@ def needs(
         tile = tiles.Tile(*tiles.decode(problem, device, config)[:4])
     else:
         tile = tiles.forward(problem, device.family, config)
-    # Over pages, of every two stages one loads the page ids that the other's keys lie in.
-    in_flight = (tile.stages - 1) // (2 if problem.page_size else 1)
+    in_flight = tile.stages - 1
     size, kv_size = problem.dtype.itemsize, (problem.kv_dtype or problem.dtype).itemsize
     dim, dim_v = problem.head_dim, problem.head_dim_v
     shared = tile.block_m * dim * size + in_flight * tile.block_n * (dim + dim_v) * kv_size

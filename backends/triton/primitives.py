@@ -168,18 +168,29 @@ def tile_spans(lo, hi, whole_lo, whole_hi, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def key_offsets(extents, operand, row, b, first, start, lanes, seqlen_k, WIDE: tl.constexpr):
-    """Offsets in elements of keys start + lanes of one sequence in k or v, without head and dim."""
+def page_ids(extents, b, first, start, lanes, seqlen_k):
+    """The pages of keys start + lanes of one sequence: one where a tile never spans two."""
+    table = extents.block_table + b.to(tl.int64) * extents.table_stride
+    if extents.tile_in_page is not None:
+        inside = start < seqlen_k
+        return tl.load(table + (first + start) // extents.page_size, mask=inside, other=0)
+    else:
+        inside = start + lanes < seqlen_k
+        return tl.load(table + (first + start + lanes) // extents.page_size, mask=inside, other=0)
+
+
+@triton.jit
+def key_offsets(extents, operand, row, first, start, lanes, pages, WIDE: tl.constexpr):
+    """Offsets in elements of keys start + lanes of one sequence in k or v, without head and dim.
+
+    pages: their page_ids, if there are pages.
+    """
     if extents.block_table is not None:
-        table = extents.block_table + b.to(tl.int64) * extents.table_stride
         if extents.tile_in_page is not None:
-            page = tl.load(table + (first + start) // extents.page_size)
             slot = (first + start) % extents.page_size + lanes
         else:
-            at = first + start + lanes
-            page = tl.load(table + at // extents.page_size, mask=start + lanes < seqlen_k, other=0)
-            slot = at % extents.page_size
-        return page.to(tl.int64) * operand.batch + slot * operand.row
+            slot = (first + start + lanes) % extents.page_size
+        return pages.to(tl.int64) * operand.batch + slot * operand.row
     else:
         at = row.to(tl.int64) * operand.batch + (first + start).to(tl.int64) * operand.row
         if WIDE:

@@ -130,9 +130,6 @@ def overlaps(family: str) -> bool:
 def decode(problem: AttentionProblem, device: Device, config: Config) -> DecodeTile:
     rows = problem.seqlen_q * (problem.heads // problem.kv_heads)
     tile = _decode_default(problem, 16 if rows <= 16 else 32 if rows <= 32 else 64)
-    if problem.page_size and tile.stages > 1:
-        # Of every two stages one loads the page ids that the other's keys lie in.
-        tile = tile._replace(stages=2 * tile.stages - 1)
     if device.family in _ONE_PROGRAM:
         tile = tile._replace(programs=1)
     return tile._replace(**config)
