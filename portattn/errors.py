@@ -90,6 +90,16 @@ class IntegrationError(PortattnError, RuntimeError):
     """Another library asks for something that portattn can't do through that interface."""
 
 
+class LaunchError(PortattnError, RuntimeError):
+    """The device's driver refused to launch a kernel; `status` and `name` are the driver's."""
+
+    def __init__(self, kernel: str, status: int, name: str, description: str) -> None:
+        self.kernel = kernel
+        self.status = status
+        self.name = name
+        super().__init__(f"{kernel} was not launched: {name} ({status}), {description}")
+
+
 class HostKVOutOfMemory(PortattnError, MemoryError):
     """Host memory can't hold more keys and values; the cache is as it was before the call.
 

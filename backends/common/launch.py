@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -109,7 +111,30 @@ def run(
                 _PREPARED.clear()
             _PREPARED[key] = prepared
     prepared.launch(values, aligned=key is not None)
+    launches = getattr(_RECORDING, "launches", None)
+    if launches is not None:
+        launches.append(Launched(prepared, values))
     return None
+
+
+class Launched(NamedTuple):
+    """A launch that was made, with the tensors in the order of its slots."""
+
+    prepared: _Prepared
+    values: tuple[Tensor | None, ...]
+
+
+_RECORDING = threading.local()
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launched]]:
+    """The launches of this thread inside the context, in their order."""
+    _RECORDING.launches = []
+    try:
+        yield _RECORDING.launches
+    finally:
+        _RECORDING.launches = None
 
 
 class _Prepared:
@@ -123,6 +148,7 @@ class _Prepared:
         self.alive = (call.problem, call.config)
         self.fill = filler(plan.args)
         self.runner: Callable[..., None] | None = None
+        self.compiled: Any = None
         self.constants = tuple(plan.constants[name] for name in kernel.arg_names[len(plan.args) :])
         _announce(kernel, call.problem)
 
@@ -138,7 +164,7 @@ class _Prepared:
             **plan.options,
         )
         if aligned and compiled is not None:
-            self.runner = compiled[grid]
+            self.compiled, self.runner = compiled, compiled[grid]
 
 
 def _without_bool(value: Tensor | None) -> Tensor | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from portattn.backends.common import repeats
 from portattn.backends.common.trial import try_out
 from portattn.backends.hopper import forward, tiles
 from portattn.dispatch.backend import AttentionTensors, Config, Gradients
@@ -61,6 +62,13 @@ class HopperBackend:
         again, _ = self.forward(AttentionTensors(q, q.clone(), q), problem, config)
         if not torch.equal(first, again):
             raise ArithmeticError("the same call gives other bits the second time")
+
+    def plan(
+        self, tensors: AttentionTensors, problem: AttentionProblem, config: Config
+    ) -> repeats.Repeats:
+        """Calls with tensors like these, each launched like the first."""
+        method = self.forward
+        return repeats.Repeats(method, problem, config)
 
     def forward(
         self, tensors: AttentionTensors, problem: AttentionProblem, config: Config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from portattn.backends.common import definition, launch
+from portattn.backends.common import definition, launch, repeats
 from portattn.backends.triton import backward, decode, forward, limits, tiles
 from portattn.dispatch.backend import AttentionTensors, Config, Gradients
 from portattn.dispatch.capability import Capability
@@ -76,6 +76,13 @@ class TritonBackend:
         worst = max(float((out - right).abs().max()), float((lse - right_lse).abs().max()))
         if not worst < 5e-3:
             raise ArithmeticError(f"a small problem is off by {worst:.2g}")
+
+    def plan(
+        self, tensors: AttentionTensors, problem: AttentionProblem, config: Config
+    ) -> repeats.Repeats:
+        """Calls with tensors like these, each launched like the first."""
+        method = self.forward if problem.operation == "forward" else self.decode
+        return repeats.Repeats(method, problem, config)
 
     def forward(
         self, tensors: AttentionTensors, problem: AttentionProblem, config: Config

@@ -1,0 +1,327 @@
+"""Launches by the CUDA driver itself, where the same kernel runs again with other pointers.
+
+Triton's launcher takes a kernel's arguments apart at every launch, though from one call of a
+problem to the next only the pointers differ. Here the parameters lie ready in the memory that the
+driver reads; a launch writes its pointers there and makes the call that Triton's launcher makes,
+cuLaunchKernelEx (CUDA driver API, "Execution Control").
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import torch
+from triton import knobs
+
+from portattn.backends.common.launch import Slot
+from portattn.errors import ArgumentError, LaunchError
+
+
+def current_device() -> int:
+    """The index of the device that torch's calls go to; -1 in a torch for CPUs."""
+    return -1
+
+
+def current_stream(device: int) -> int:
+    """The handle of torch's current stream on a device."""
+    return 0
+
+
+def capturing() -> bool:
+    """Whether launches on the current stream become part of a graph."""
+    return False
+
+
+if torch.backends.cuda.is_built():
+    # Torch's own functions behind torch.cuda's, which take microseconds.
+    current_device = torch._C._cuda_getDevice
+    current_stream = torch._C._cuda_getCurrentRawStream
+    capturing = torch._C._cuda_isCurrentStreamCapturing
+
+Empty = Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], torch.Tensor]
+
+
+def empty(device: torch.device) -> Empty:
+    """The quickest way to a new tensor of a size, strides and dtype on the current device."""
+    quick: Empty | None = getattr(torch._C._dynamo.guards, f"_empty_strided_{device.type}", None)
+    if quick is not None:
+        return quick
+    return lambda size, stride, dtype: torch.empty_strided(
+        size, stride, dtype=dtype, device=device.type
+    )
+
+
+def hooked() -> bool:
+    """Whether somebody wants Triton to tell them of launches, as a profiler does."""
+    enter, leave = _RUNTIME.launch_enter_hook, _RUNTIME.launch_exit_hook
+    try:
+        # A chain of hooks is there even where nobody put one in it.
+        return bool(enter.calls or leave.calls)
+    except AttributeError:
+        return not (enter is None and leave is None)
+
+
+_RUNTIME = knobs.runtime
+
+
+def wanted() -> bool:
+    """Whether PORTATTN_LAUNCH says that the driver, not Triton's launcher, launches again."""
+    value = os.environ.get("PORTATTN_LAUNCH") or "triton"
+    if value not in ("driver", "triton"):
+        raise ArgumentError("PORTATTN_LAUNCH", "must be driver or triton", repr(value))
+    return value == "driver"
+
+
+class Unsuited(Exception):
+    """Why a kernel's launches are left to Triton's launcher."""
+
+
+class _Config(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = [
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p),
+        ("attribute_count", ctypes.c_uint),
+    ]
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute with a value of one number."""
+
+    _fields_ = [("id", ctypes.c_ulonglong), ("value", ctypes.c_int), ("rest", ctypes.c_int * 15)]
+
+
+# CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+_OVERLAP = 6
+
+# Where the memory of a launch holds its stream, and behind the configuration its pointers.
+_STREAM, _POINTERS = _Config.stream.offset, ctypes.sizeof(_Config)
+_WORD = 8
+# struct's letter, and the types that such a parameter may have in PTX.
+_TYPES = {
+    "*": ("Q", {"u64", "b64"}),
+    "i32": ("i", {"u32", "s32", "b32"}),
+    "i64": ("q", {"u64", "s64", "b64"}),
+    "fp32": ("f", {"f32", "b32"}),
+    "fp64": ("d", {"f64", "b64"}),
+}
+# Triton's own parameters behind the kernel's: global scratch memory, and a profiler's.
+_HIDDEN = 2
+# Beyond this, releases that know such chips ask the driver for it in a way of their own.
+_SHARED = 228 * 1024
+
+
+class Parameter(NamedTuple):
+    """A compiled kernel's parameter: its type in Triton, its value or its pointer's slot."""
+
+    type: str
+    value: Any
+
+
+class Launch:
+    """A kernel of one grid whose parameters are known but for pointers.
+
+    `slots` are the indices of the tensors whose addresses a launch takes, in their order. May be
+    called from several threads at once: each launch has memory of its own, and the driver has read
+    it when it returns.
+    """
+
+    def __init__(
+        self,
+        compiled: Any,
+        programs: int,
+        arguments: Sequence[Any],
+        places: Mapping[int, int],
+        device: int,
+    ) -> None:
+        """Raises Unsuited with the reason where Triton's launcher would do something else.
+
+        places: where the pointer of each slot will be among those that a launch is given.
+        """
+        parameters = tuple(flatten(compiled, arguments))
+        hidden = _hidden(compiled, [parameter.type for parameter in parameters])
+        if not 0 < programs < 2**31:
+            raise Unsuited(f"a grid of {programs} programs")
+        self.compiled, self.device = compiled, device
+        self.slots = tuple(sorted({p.value.index for p in parameters if p.type == "*"}))
+        # There are always several.
+        self._choose: Callable[[Sequence[int]], tuple[int, ...]] = itemgetter(
+            *[places[slot] for slot in self.slots]
+        )
+        self._image, self._offsets = self._lay_out(parameters, hidden)
+        meta = compiled.metadata
+        # One for all launches, which only read it.
+        self._attribute = _Attribute(_OVERLAP, 1)
+        config = _Config(
+            (programs, 1, 1), (32 * meta.num_warps, 1, 1), meta.shared, 0,
+            ctypes.addressof(self._attribute), int(getattr(meta, "launch_pdl", False)),
+        )  # fmt: skip
+        ctypes.memmove(self._image, ctypes.byref(config), _POINTERS)
+        # From the stream to the last pointer, the attributes between them.
+        self._attributes = (config.attributes, config.attribute_count)
+        self._write = struct.Struct(f"={3 + len(self.slots)}Q").pack_into
+        self._launch = library().cuLaunchKernelEx
+        self._free: list[tuple[Any, tuple[ctypes.c_void_p, ...]]] = []
+
+    def __call__(self, stream: int, pointers: Sequence[int]) -> None:
+        """Launch on a stream of the current device with the addresses of all tensors.
+
+        Raises LaunchError with the driver's name for what is wrong.
+        """
+        free = self._free
+        try:
+            memory = free.pop()
+        except IndexError:
+            memory = self._new()
+        block, arguments = memory
+        self._write(block, _STREAM, stream, *self._attributes, *self._choose(pointers))
+        status = self._launch(*arguments)
+        if status:
+            status = self._with_context(status, arguments)
+        free.append(memory)
+        if status:
+            raise LaunchError(self.compiled.metadata.name, status, *describe(status))
+
+    def _lay_out(self, parameters: Sequence[Parameter], hidden: int) -> tuple[Any, list[int]]:
+        """The memory's initial content, and where in it each parameter lies.
+
+        First the configuration, then the slots' pointers, a null, and all other values.
+        """
+        null = _POINTERS + _WORD * len(self.slots)
+        image = ctypes.create_string_buffer(null + _WORD * (1 + len(parameters)))
+        offsets = []
+        for index, (kind, value) in enumerate(parameters):
+            if kind == "*":
+                offsets.append(_POINTERS + _WORD * self.slots.index(value.index))
+            else:
+                at = null + _WORD * (1 + index)
+                try:
+                    struct.pack_into("=" + _TYPES[kind][0], image, at, value)
+                except (OverflowError, struct.error) as error:
+                    raise Unsuited(f"{value} as {kind}: {error}") from error
+                offsets.append(at)
+        return image, offsets + [null] * hidden
+
+    def _new(self) -> tuple[Any, tuple[ctypes.c_void_p, ...]]:
+        """Memory of one launch at a time, and the arguments of the driver's call."""
+        size = len(self._image)
+        memory = ctypes.create_string_buffer(size + _WORD * len(self._offsets))
+        ctypes.memmove(memory, self._image, size)
+        start = ctypes.addressof(memory)
+        addresses = [start + offset for offset in self._offsets]
+        struct.pack_into(f"={len(addresses)}Q", memory, size, *addresses)
+        values = (start, self.compiled.function, start + size, None)
+        return memory, tuple(ctypes.c_void_p(value) for value in values)
+
+    def _with_context(self, status: int, arguments: tuple[ctypes.c_void_p, ...]) -> int:
+        """Launch once more if it was only that the thread hadn't used the device before."""
+        if status != _INVALID_CONTEXT:
+            return status
+        device, context = ctypes.c_int(), ctypes.c_void_p()
+        driver = library()
+        again: int = (
+            driver.cuDeviceGet(ctypes.byref(device), self.device)
+            or driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+            or driver.cuCtxSetCurrent(context)
+            or driver.cuLaunchKernelEx(*arguments)
+        )
+        return again
+
+
+_INVALID_CONTEXT = 201
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The CUDA driver; its calls let other Python threads run. Raises Unsuited without one."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        driver.cuLaunchKernelEx  # noqa: B018 (older drivers lack it)
+    except (OSError, AttributeError) as error:
+        raise Unsuited(str(error)) from error
+    return driver
+
+
+def describe(status: int) -> tuple[str, str]:
+    """The driver's name and description of a status."""
+    texts = []
+    for function in (library().cuGetErrorName, library().cuGetErrorString):
+        text = ctypes.c_char_p()
+        function(status, ctypes.byref(text))
+        texts.append((text.value or b"unknown").decode())
+    return texts[0], texts[1]
+
+
+def flatten(compiled: Any, arguments: Sequence[Any]) -> Iterator[Parameter]:
+    """The parameters of a compiled kernel in order, constants left out, tuples opened.
+
+    `arguments` are a launch's first ones; those after them must all be constants.
+    """
+    signature = getattr(getattr(compiled, "src", None), "signature", None)
+    if not isinstance(signature, Mapping):
+        raise Unsuited("Triton doesn't say which parameters the kernel has")
+    types = tuple(signature.values())
+    if any(kind != "constexpr" for kind in types[len(arguments) :]):
+        raise Unsuited("a constant of the kernel was compiled as a parameter")
+    yield from _flatten(types[: len(arguments)], arguments)
+
+
+def _flatten(types: Sequence[Any], values: Sequence[Any]) -> Iterator[Parameter]:
+    for kind, value in zip(types, values, strict=True):
+        if isinstance(kind, tuple) and isinstance(value, tuple) and len(kind) == len(value):
+            yield from _flatten(kind, value)
+        elif kind == "constexpr" and not isinstance(value, (Slot, tuple)):
+            continue
+        elif isinstance(kind, str) and kind.startswith("*") and isinstance(value, Slot):
+            yield Parameter("*", value)
+        elif kind in _TYPES and isinstance(value, (int, float)):
+            yield Parameter(kind, value)
+        else:
+            raise Unsuited(f"a parameter of type {kind} for {value}")
+
+
+def _hidden(compiled: Any, types: Sequence[str]) -> int:
+    """How many parameters the compiled kernel has beyond those of the given types, all null."""
+    meta = compiled.metadata
+    for name, usual in _USUAL.items():
+        if getattr(meta, name, usual) != usual:
+            raise Unsuited(f"{name} is {getattr(meta, name)}")
+    if meta.shared > _SHARED:
+        raise Unsuited(f"{meta.shared} bytes of shared memory")
+    found = ptx_parameters(compiled.asm.get("ptx", ""), meta.name)
+    hidden = found[len(types) :]
+    expected = [_TYPES[kind][1] for kind in types] + [_TYPES["*"][1]] * len(hidden)
+    matches = len(found) == len(expected) and all(map(set.__contains__, expected, found))
+    if not matches or len(hidden) > _HIDDEN:
+        raise Unsuited(f"compiled parameters {found} where {list(types)} were given")
+    return len(hidden)
+
+
+# A kernel's metadata, where a launch is nothing but a grid, parameters and shared memory.
+_USUAL: dict[str, Any] = {
+    "num_ctas": 1,
+    "launch_cooperative_grid": False,
+    "global_scratch_size": 0,
+    "profile_scratch_size": 0,
+    "instrumentation_mode": "",
+    "warp_size": 32,
+}
+
+
+def ptx_parameters(ptx: str, name: str) -> list[str]:
+    """The types of a kernel's parameters by its PTX, such as u64; a struct's is "align"."""
+    _, found, rest = ptx.partition(f".entry {name}(")
+    if not found:
+        raise Unsuited(f"no PTX of {name}")
+    lines = rest.partition(")")[0].split(",")
+    return [line.split()[1].lstrip(".") for line in lines if line.strip()]
