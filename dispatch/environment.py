@@ -20,4 +20,4 @@ def reader(*names: str) -> Reader:
         get, keys = entries.get, [encode(name) for name in names]
     else:
         get, keys = os.environ.get, list(names)
-    return lambda: tuple([get(key) for key in keys])
+    return lambda: tuple(map(get, keys))

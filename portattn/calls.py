@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from operator import attrgetter
+from functools import partial
+from operator import attrgetter, is_not
 from typing import Any, NamedTuple
 
 import torch
@@ -50,6 +51,11 @@ def call_for(
     bias_grad: bool = False,
     lse_grad: bool = False,
 ) -> Call:
+    key = (operation, bias_grad, lse_grad, options, *select.environment(), *_key(tensors))
+    known: Call | None = select.known(key)
+    if known is not None:
+        return known
+
     def first_time() -> Call:
         problem = arguments.describe(
             operation, tensors, options, bias_grad=bias_grad, lse_grad=lse_grad
@@ -59,7 +65,6 @@ def call_for(
             decision = select.select(problem, device, backend=options.backend)
         return _planned(decision, tensors)
 
-    key = (operation, bias_grad, lse_grad, options, select.environment(), *_key(tensors))
     return select.cached(key, first_time)
 
 
@@ -81,35 +86,24 @@ def _planned(decision: Decision, tensors: AttentionTensors) -> Call:
 
 
 def _key(tensors: AttentionTensors) -> tuple[Any, ...]:
-    key = _layout(tensors.q, tensors.k, tensors.v)
-    for place, tensor in enumerate(_optional(tensors)):
-        if tensor is not None:
-            key += (place, tensor.shape, tensor.dtype, tensor.device)
+    q, k, v = tensors.q, tensors.k, tensors.v
+    key = (
+        q.shape, q.stride(), q.dtype, q.device,
+        k.shape, k.stride(), k.dtype, k.device,
+        v.shape, v.stride(), v.dtype, v.device,
+        # What decides whether they are aligned, beside their strides.
+        q.storage_offset() % 16, k.storage_offset() % 16, v.storage_offset() % 16,
+    )  # fmt: skip
+    optional = _optional(tensors)
+    if any(map(_is_given, optional)):
+        for place, tensor in enumerate(optional):
+            if tensor is not None:
+                key += (place, tensor.shape, tensor.dtype, tensor.device)
     return key
 
 
 _optional = attrgetter(*tuple(AttentionTensors.__dataclass_fields__)[3:])
-
-
-def _layout(q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, ...]:
-    return (
-        q.shape,
-        q.stride(),
-        q.dtype,
-        q.device,
-        k.shape,
-        k.stride(),
-        k.dtype,
-        k.device,
-        v.shape,
-        v.stride(),
-        v.dtype,
-        v.device,
-        # What decides whether they are aligned, beside their strides.
-        q.storage_offset() % 16,
-        k.storage_offset() % 16,
-        v.storage_offset() % 16,
-    )
+_is_given = partial(is_not, None)
 
 
 def power_above(keys: int) -> int:
@@ -137,7 +131,9 @@ def growing_call(tensors: AttentionTensors, options: Options) -> Call:
 def run_forward(tensors: AttentionTensors, options: Options) -> tuple[Tensor, Tensor]:
     operation: Operation = "forward" if tensors.seqused_k is None else "decode"
     decision, run, _ = call_for(operation, tensors, options)
-    extents.check_extents(tensors, options)
+    if tensors.q.is_cpu:
+        # Elsewhere reading lengths would make the host wait for the device at every call.
+        extents.check_extents(tensors, options)
     for observe in observers:
         observe(decision)
     assert run is not None

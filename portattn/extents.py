@@ -14,23 +14,19 @@ from portattn.errors import ArgumentError
 def check_extents(tensors: AttentionTensors, options: Options) -> None:
     """Raise ArgumentError for cu_seqlens, lengths or page tables that point outside the tensors.
 
-    Only tensors on the CPU are read: on an accelerator reading them would make the host wait for
-    the device on every call.
+    They are read, so they should lie where that is free.
     """
-    if tensors.cu_seqlens_q is None and tensors.seqused_k is None:
-        return
-    if tensors.q.device.type != "cpu":
-        return
     if tensors.cu_seqlens_q is not None:
         assert tensors.cu_seqlens_k is not None
         _check_cumulative("q", tensors.cu_seqlens_q, tensors.q.shape[0], options.max_seqlen_q)
         table, k = tensors.block_table, tensors.k
         total_k = k.shape[0] if table is None else table.numel() * k.shape[1]
         counts = _check_cumulative("k", tensors.cu_seqlens_k, total_k, options.max_seqlen_k)
-    else:
-        assert tensors.seqused_k is not None
+    elif tensors.seqused_k is not None:
         counts = tensors.seqused_k.tolist()
         _check_cache(tensors, counts)
+    else:
+        return
     if tensors.block_table is not None:
         _check_block_table(tensors.block_table, counts, tensors.k.shape[0], tensors.k.shape[1])
 

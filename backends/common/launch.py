@@ -85,7 +85,7 @@ class Plan(NamedTuple):
     programs: int
     args: tuple[Any, ...]
     constants: dict[str, Any]
-    options: dict[str, int]
+    options: dict[str, Any]
 
 
 def run(

@@ -18,7 +18,7 @@ can, that kernel is launched while this one runs, and waits on the device for it
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -42,6 +42,8 @@ from portattn.dispatch.problem import AttentionProblem
 
 # Sequences whose lengths are looked at together.
 _SEQUENCES_AT_ONCE = 1024
+# Registers of a multiprocessor, and those that a block of merge_kernel may take of them.
+_REGISTERS, _MERGING = 65536, 128 * 72
 # Fewer tiles than this aren't worth a part of their own.
 SHORTEST = tl.constexpr(4)
 
@@ -77,19 +79,18 @@ def survey(extents, terms, batch, seqlen_q, BLOCK_N: tl.constexpr, AT_ONCE: tl.c
 
 
 @triton.jit
-def choose_run(total, longest, batch, units, programs, run):
+def choose_run(total, longest, units, programs, splits, run):
     """(tiles of a run within one output or 0 for even shares, programs that take part).
 
-    total, longest: of the sequences' tiles; units: outputs of one sequence; run: the tiles to take
-    where that isn't 0.
+    total, longest: of the sequences' tiles; units: outputs of one sequence; splits: programs for
+    each output; run: the tiles to take where that isn't 0.
     """
-    splits = programs // (batch * units)
-    share = tl.maximum(tl.cdiv(total.to(tl.int64) * units, programs).to(tl.int32), SHORTEST)
-    equal = tl.maximum(tl.cdiv(longest, tl.maximum(splits, 1)), SHORTEST)
-    # Programs that end early leave the memory to the others.
-    chosen = tl.where((splits > 0) & (equal <= share + share // 4), equal, 0)
-    chosen = tl.where(run > 0, run, chosen)
-    return chosen, tl.where(chosen > 0, programs, tl.minimum(programs, total * units))
+    if splits > 0:
+        share = tl.maximum(tl.cdiv(total * units, programs), SHORTEST)
+        equal = tl.maximum(tl.cdiv(longest, splits), SHORTEST)
+        # Programs that end early leave the memory to the others.
+        run = tl.where((run == 0) & (equal <= share + share // 4), equal, run)
+    return run, tl.where(run > 0, programs, tl.minimum(programs, total * units))
 
 
 @triton.jit
@@ -130,16 +131,37 @@ def tiles_before(extents, terms, sequence, seqlen_q, run, BLOCK_N: tl.constexpr,
 
 @triton.jit
 def run_start(program, length, programs, run):
-    """Where a program's run of the list begins: an even share of it where run is 0."""
-    share = program.to(tl.int64) * length // programs
-    return tl.where(run > 0, program * run, share.to(tl.int32))
+    """Where a program's run of the list begins; where run is 0, the first shares are longer."""
+    share = length // programs
+    return tl.where(
+        run > 0, program * run, program * share + tl.minimum(program, length - share * programs)
+    )
 
 
 @triton.jit
-def owner(place, length, programs, run):
-    """The program whose run holds a place: the last that begins at or before it."""
-    sharing = ((place + 1).to(tl.int64) * programs - 1) // length
-    return tl.where(run > 0, place // tl.maximum(run, 1), sharing.to(tl.int32))
+def owner(place, length, programs):
+    """The program whose share holds a place."""
+    share = length // programs
+    longer = length - share * programs
+    after = longer + (place - longer * (share + 1)) // tl.maximum(share, 1)
+    return tl.where(place < longer * (share + 1), place // (share + 1), after)
+
+
+@triton.jit
+def parts_of(before, unit, units, count, length, programs, run):
+    """(first program with a part of an output, how many have one, their distance, first's slot)."""
+    if run > 0:
+        first = before * units // run + unit
+        parts = count // run
+        step = units
+        slot = 2 * first
+    else:
+        origin = before * units + unit * count
+        first = owner(origin, length, programs)
+        parts = owner(origin + count - 1, length, programs) - first + 1
+        step = parts * 0 + 1
+        slot = 2 * first + (origin != run_start(first, length, programs, run)).to(tl.int32)
+    return first, parts, step, slot
 
 
 @triton.jit
@@ -173,35 +195,35 @@ def write(out, lse, acc0, acc1, l, m, b, h_kv, packed, valid, GROUP: tl.constexp
 
 @triton.jit
 def decode_kernel(
-    q, k, v, out, lse, work, extents, terms, batch, kv_heads, row_tiles, run,
+    q, k, v, out, lse, work, extents, terms, batch, kv_heads, row_tiles, run, splits,
     GROUP: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr,
-    AT_ONCE: tl.constexpr, ONCE: tl.constexpr, OVERLAP: tl.constexpr,
+    AT_ONCE: tl.constexpr, ONCE: tl.constexpr, OVERLAP: tl.constexpr, HIDDEN: tl.constexpr,
     FUSED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program's run of the list: `run` tiles, or what choose_run says where that is 0."""
     pid = tl.program_id(0)
     if OVERLAP:
-        # What the stream did before is done; the kernel that merges may be set up.
-        tl.extra.cuda.gdc_wait()
+        # The kernel that merges may be set up.
         tl.extra.cuda.gdc_launch_dependents()
     seqlen_q = extents.seqlen_q
     units = kv_heads * row_tiles
     batch = batch + pid * 0
     run = run + pid * 0
+    splits = splits + pid * 0
     if ONCE:
         # One load of the lengths answers everything.
         every = tl.arange(0, AT_ONCE)
         counts = tile_counts(extents, terms, every, every < batch, seqlen_q, BLOCK_N)
         total = tl.sum(counts)
         longest = tl.max(counts)
-        run, programs = choose_run(total, longest, batch, units, tl.num_programs(0), run)
+        run, programs = choose_run(total, longest, units, tl.num_programs(0), splits, run)
         counts = in_runs(counts, run)
         length = tl.sum(counts) * units
     else:
         total, longest = survey(extents, terms, batch, seqlen_q, BLOCK_N, AT_ONCE)
-        run, programs = choose_run(total, longest, batch, units, tl.num_programs(0), run)
+        run, programs = choose_run(total, longest, units, tl.num_programs(0), splits, run)
         length = units * tiles_before(extents, terms, batch, seqlen_q, run, BLOCK_N, AT_ONCE)
     place = run_start(pid, length, programs, run)
     end = tl.minimum(run_start(pid + 1, length, programs, run), length)
@@ -211,11 +233,18 @@ def decode_kernel(
         earlier, ends = ends_before(counts, every < batch, batch * 0, units, place)
         b = tl.sum(earlier.to(tl.int32))
         before = tl.max(tl.where(earlier, ends, 0))
+        count = tl.sum(tl.where(every == b, counts, 0))
     else:
         b, before = find(extents, terms, batch, units, place, seqlen_q, run, BLOCK_N, AT_ONCE)
-    count = in_runs(tile_counts(extents, terms, b, b < batch, seqlen_q, BLOCK_N), run)
-    unit = (place - before * units) // count
-    tile = (place - before * units) % count
+        count = in_runs(tile_counts(extents, terms, b, b < batch, seqlen_q, BLOCK_N), run)
+    # Runs of one head follow each other by the number of heads; shares follow each other.
+    if run > 0:
+        index = pid - before * units // run
+        unit = index % units
+        tile = index // units * run
+    else:
+        unit = (place - before * units) // count
+        tile = place - before * units - unit * count
     # Two slots of each program for acc, and after them for m and l.
     sums = work + (2 * tl.num_programs(0)).to(tl.int64) * (ROWS * (DV0 + DV1))
     slot = 2 * pid
@@ -254,15 +283,16 @@ def decode_kernel(
             seqlen_q, seqlen_k, row, first, key_lo, key_hi,
             D, D0, D1, DV, DV0, DV1, BLOCK_N, True, FUSED, WIDE, PRECISION,
         )  # fmt: skip
-        broken = tl.max((acc0 != acc0).to(tl.int32))
-        if DV1 > 0:
-            broken = tl.maximum(broken, tl.max((acc1 != acc1).to(tl.int32)))
-        if broken > 0:
-            acc0, acc1, l, m = attend_one_by_one(
-                tl.zeros_like(acc0), tl.zeros_like(acc1), l_start, m_start, q0, q1, k, v, extents,
-                terms, 0, b, heads[:, None], h_kv, queries, seqlen_q, seqlen_k, row, first,
-                key_lo, key_hi, D, D0, D1, DV, DV0, DV1, FUSED, WIDE,
-            )  # fmt: skip
+        if HIDDEN:
+            broken = tl.max((acc0 != acc0).to(tl.int32))
+            if DV1 > 0:
+                broken = tl.maximum(broken, tl.max((acc1 != acc1).to(tl.int32)))
+            if broken > 0:
+                acc0, acc1, l, m = attend_one_by_one(
+                    tl.zeros_like(acc0), tl.zeros_like(acc1), l_start, m_start, q0, q1, k, v,
+                    extents, terms, 0, b, heads[:, None], h_kv, queries, seqlen_q, seqlen_k, row,
+                    first, key_lo, key_hi, D, D0, D1, DV, DV0, DV1, FUSED, WIDE,
+                )  # fmt: skip
 
         if extents.v_scale is not None:
             v_scale = scale_of(extents, extents.v_scale, b, h_kv)
@@ -288,7 +318,7 @@ def decode_kernel(
 
 @triton.jit
 def merge_kernel(
-    out, lse, work, extents, terms, batch, kv_heads, row_tiles, run, grid,
+    out, lse, work, extents, terms, batch, kv_heads, row_tiles, run, splits, grid,
     GROUP: tl.constexpr, DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr,
     PARTS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -300,6 +330,7 @@ def merge_kernel(
     units = kv_heads * row_tiles
     batch = batch + pid * 0
     run = run + pid * 0
+    splits = splits + pid * 0
     grid = grid + pid * 0
     chunks: tl.constexpr = (DV + COLUMNS - 1) // COLUMNS
     columns = pid % chunks * COLUMNS + tl.arange(0, COLUMNS)
@@ -312,23 +343,22 @@ def merge_kernel(
         every = tl.arange(0, AT_ONCE)
         counts = tile_counts(extents, terms, every, every < batch, seqlen_q, BLOCK_N)
         total = tl.sum(counts)
-        run, programs = choose_run(total, tl.max(counts), batch, units, grid, run)
+        run, programs = choose_run(total, tl.max(counts), units, grid, splits, run)
         counts = in_runs(counts, run)
         length = tl.sum(counts) * units
         before = tl.sum(tl.where(every < b, counts, 0))
+        count = tl.sum(tl.where(every == b, counts, 0))
     else:
         total, longest = survey(extents, terms, batch, seqlen_q, BLOCK_N, AT_ONCE)
-        run, programs = choose_run(total, longest, batch, units, grid, run)
+        run, programs = choose_run(total, longest, units, grid, splits, run)
         length = units * tiles_before(extents, terms, batch, seqlen_q, run, BLOCK_N, AT_ONCE)
         before = tiles_before(extents, terms, b, seqlen_q, run, BLOCK_N, AT_ONCE)
-    count = in_runs(tile_counts(extents, terms, b, b < batch, seqlen_q, BLOCK_N), run)
-    origin = before * units + (packed // BLOCK_M * kv_heads + h_kv) * count
-    first = owner(origin, length, programs, run)
-    stop = owner(origin + count - 1, length, programs, run) + 1
-    first_slot = 2 * first + (origin != run_start(first, length, programs, run)).to(tl.int32)
+        count = in_runs(tile_counts(extents, terms, b, b < batch, seqlen_q, BLOCK_N), run)
+    unit = packed // BLOCK_M * kv_heads + h_kv
+    first, parts, step, first_slot = parts_of(before, unit, units, count, length, programs, run)
     if OVERLAP:
         tl.extra.cuda.gdc_wait()
-    if stop - first == 1:
+    if parts == 1:
         return
 
     sums = work + (2 * grid).to(tl.int64) * (ROWS * (DV0 + DV1))
@@ -336,10 +366,10 @@ def merge_kernel(
     acc = tl.zeros([COLUMNS], tl.float32)
     l = tl.sum(acc)
     m = l - float("inf")
-    for start in tl.range(first, stop, PARTS):
-        program = start + tl.arange(0, PARTS)
-        slot = tl.where(program == first, first_slot, 2 * program)
-        inside = program < stop
+    for start in tl.range(0, parts, PARTS):
+        part_ids = start + tl.arange(0, PARTS)
+        slot = tl.where(part_ids == 0, first_slot, 2 * (first + part_ids * step))
+        inside = part_ids < parts
         sums_at = sums + slot * (2 * ROWS) + row
         m_part = tl.load(sums_at, mask=inside, other=float("-inf"))
         l_part = tl.load(sums_at + ROWS, mask=inside, other=0.0)
@@ -367,12 +397,13 @@ def merge_kernel(
 class Division(NamedTuple):
     """How the host has the list divided, and what merges its parts.
 
-    run: tiles of a run, 0 where the device chooses. parts: those of an output that are merged at a
-    time, 0 where there are none to merge.
+    run: tiles of a run, 0 where the device chooses; splits: programs for each output then. parts:
+    those of an output that are merged at a time, 0 where there are none to merge.
     """
 
     programs: int
     run: int
+    splits: int
     parts: int
     columns: int
     warps: int
@@ -391,11 +422,28 @@ def division(problem: AttentionProblem, size: tiles.DecodeTile, cores: int) -> D
         programs = min(size.programs * cores, units * tiles.cdiv(longest, SHORTEST.value))
         parts = min(256, max(8, triton.next_power_of_2(tiles.cdiv(programs, units))))
         few_rows = problem.batch * problem.heads * problem.seqlen_q < 2 * cores
-        columns = min(32 if few_rows else 128, arguments.halves(problem.head_dim_v)[0])
-        warps = min(8, max(1, parts * columns // 1024))
-        return Division(programs, 0, parts, columns, warps)
+        columns = min(4096 // parts, 32 if few_rows else 128)
+        columns = max(16, min(columns, arguments.halves(problem.head_dim_v)[0]))
+        warps = min(4, max(1, parts * columns // 1024))
+        return Division(programs, 0, programs // units, parts, columns, warps)
     splits = tiles.cdiv(longest, run)
-    return Division(units * splits, run, *(merged if splits > 1 else (0, 0, 0)))
+    return Division(units * splits, run, 0, *(merged if splits > 1 else (0, 0, 0)))
+
+
+def registers(size: tiles.DecodeTile) -> int:
+    """Of a thread, so that a block of the merging kernel finds room beside decode_kernel's."""
+    threads = 32 * size.warps * size.programs
+    return min(255, (_REGISTERS - _MERGING) // threads // 8 * 8)
+
+
+def hides_keys(problem: AttentionProblem) -> bool:
+    """Whether a tile may hold keys of the sequence that a row doesn't see.
+
+    Their values could be NaN; what lies beyond a sequence is never loaded.
+    """
+    left, right = problem.window
+    every = problem.seqlen_q == 1 and left < 0 and right >= -1
+    return not every or problem.mask or problem.bias
 
 
 def decode(
@@ -424,7 +472,6 @@ def decode(
     words = 2 * split.programs * rows * (dims["DV0"] + dims["DV1"] + 2) if split.parts else 16
     work = q.new_empty(words, dtype=torch.float32)
     overlap = tiles.overlaps(device.family)
-    options = {"launch_pdl": True} if overlap else {}
     results = (
         arguments.rows(launch.further(0), out),
         arguments.vector(launch.further(1), lse),
@@ -435,6 +482,7 @@ def decode(
         problem.kv_heads,
         tiles.cdiv(problem.seqlen_q * group, size.block_m),
         split.run,
+        split.splits,
     )
     common = {
         "GROUP": group,
@@ -454,15 +502,19 @@ def decode(
             *results,
         )
         constants = {**common, **dims, **arguments.switches(tensors, problem)}
-        return launch.Plan(split.programs, args, constants, {**size.options, **options})
+        constants["HIDDEN"] = hides_keys(problem)
+        options = {**size.options, "maxnreg": registers(size)} if overlap else size.options
+        return launch.Plan(split.programs, args, constants, options)
 
     def plan_merge() -> launch.Plan:
         values = {name: dims[name] for name in ("DV", "DV0", "DV1")}
         constants = {**common, **values, "PARTS": split.parts, "COLUMNS": split.columns}
         rows = problem.batch * problem.heads * problem.seqlen_q
         programs = rows * tiles.cdiv(problem.head_dim_v, split.columns)
-        merging = {"num_warps": split.warps, "num_stages": 1, **options}
-        return launch.Plan(programs, (*results, split.programs), constants, merging)
+        options: dict[str, Any] = {"num_warps": split.warps, "num_stages": 1}
+        if overlap:
+            options["launch_pdl"] = True
+        return launch.Plan(programs, (*results, split.programs), constants, options)
 
     call = launch.Call(tensors, problem, config)
     launch.run(decode_kernel, call, (out, lse, work), plan)
