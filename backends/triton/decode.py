@@ -43,7 +43,7 @@ from portattn.dispatch.problem import AttentionProblem
 # Sequences whose lengths are looked at together.
 _SEQUENCES_AT_ONCE = 1024
 # Registers of a multiprocessor, and those that a block of merge_kernel may take of them.
-_REGISTERS, _MERGING = 65536, 128 * 72
+_REGISTERS, _MERGING = 65536, 128 * 80
 # Fewer tiles than this aren't worth a part of their own.
 SHORTEST = tl.constexpr(4)
 
