@@ -61,17 +61,21 @@ def attention(
     )
     if dropout_p:
         tensors.rng_state = _rng_state(q)
-    options = arguments.options(
-        q,
-        causal=causal,
-        softmax_scale=softmax_scale,
-        window_size=window_size,
-        softcap=softcap,
-        dropout_p=dropout_p,
-        deterministic=deterministic,
-        backend=backend,
+    scalars = (causal, softmax_scale, *window_size, softcap, dropout_p, deterministic, backend)
+    out, lse = ops.attend(
+        scalars,
+        tensors,
+        lambda: arguments.options(
+            q,
+            causal=causal,
+            softmax_scale=softmax_scale,
+            window_size=window_size,
+            softcap=softcap,
+            dropout_p=dropout_p,
+            deterministic=deterministic,
+            backend=backend,
+        ),
     )
-    out, lse = ops.forward(tensors, options)
     return (out, lse) if return_lse else out
 
 
@@ -122,19 +126,26 @@ def attention_varlen(
     )
     if dropout_p:
         tensors.rng_state = _rng_state(q)
-    options = arguments.options(
-        q,
-        causal=causal,
-        softmax_scale=softmax_scale,
-        window_size=window_size,
-        softcap=softcap,
-        dropout_p=dropout_p,
-        deterministic=deterministic,
-        max_seqlen_q=max_seqlen_q,
-        max_seqlen_k=max_seqlen_k,
-        backend=backend,
+    lengths = max_seqlen_q, max_seqlen_k
+    scalars = (
+        causal, softmax_scale, *window_size, softcap, dropout_p, deterministic, *lengths, backend
+    )  # fmt: skip
+    out, lse = ops.attend(
+        scalars,
+        tensors,
+        lambda: arguments.options(
+            q,
+            causal=causal,
+            softmax_scale=softmax_scale,
+            window_size=window_size,
+            softcap=softcap,
+            dropout_p=dropout_p,
+            deterministic=deterministic,
+            max_seqlen_q=max_seqlen_q,
+            max_seqlen_k=max_seqlen_k,
+            backend=backend,
+        ),
     )
-    out, lse = ops.forward(tensors, options)
     return (out, lse) if return_lse else out
 
 
@@ -167,44 +178,40 @@ def attention_with_kvcache(
     """
     if (k is None) != (v is None):
         raise ArgumentError("k" if k is None else "v", "k and v must be given together")
-    scores = as_scores_shape("bias", bias), as_scores_shape("mask", mask)
-    added = 0 if k is None else k.shape[1]
-    exact = scores != (None, None)
+    bias, mask = as_scores_shape("bias", bias), as_scores_shape("mask", mask)
+    exact = not (bias is None and mask is None)
 
-    def call(view: CacheView, more: int) -> tuple[AttentionTensors, arguments.Options]:
+    def call(view: CacheView, more: int) -> tuple[AttentionTensors, int]:
+        """The tensors, and a bound of the lengths once there are so many more."""
+        k, v, seqused_k, longest, block_table, cache_batch_idx, leftpad_k, *scales = view
+        longest += more
         tensors = AttentionTensors(
-            q,
-            view.k,
-            view.v,
-            *scores,
-            alibi_slopes,
-            sinks,
-            seqused_k=view.seqused_k,
-            block_table=view.block_table,
-            cache_batch_idx=view.cache_batch_idx,
-            leftpad_k=view.leftpad_k,
-            k_scale=view.k_scale,
-            v_scale=view.v_scale,
-        )
-        longest = view.max_seqlen_k + more
-        options = arguments.options(
+            q, k, v, bias, mask, alibi_slopes, sinks, None, None,
+            seqused_k, block_table, cache_batch_idx, leftpad_k, None, *scales,
+        )  # fmt: skip
+        return tensors, longest if exact else _bound(longest)
+
+    def options(longest: int) -> arguments.Options:
+        return arguments.options(
             q,
             causal=causal,
             softmax_scale=softmax_scale,
             window_size=window_size,
             softcap=softcap,
             deterministic=deterministic,
-            max_seqlen_k=longest if exact else _bound(longest),
+            max_seqlen_k=longest,
             backend=backend,
         )
-        return tensors, options
 
     if k is not None and v is not None:
         # A call that can't run must leave the cache as it was; a compiled one was tried before.
         if not torch.compiler.is_compiling():
-            calls.decide("decode", *call(cache.view(), added))
+            tensors, longest = call(cache.view(), k.shape[1])
+            calls.decide("decode", tensors, options(longest))
         cache.append(k, v)
-    out, lse = ops.forward(*call(cache.view(), 0))
+    tensors, longest = call(cache.view(), 0)
+    scalars = (causal, softmax_scale, *window_size, softcap, deterministic, longest, backend)
+    out, lse = ops.attend(scalars, tensors, lambda: options(longest))
     return (out, lse) if return_lse else out
 
 

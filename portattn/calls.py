@@ -91,8 +91,8 @@ def _key(tensors: AttentionTensors) -> tuple[Any, ...]:
         q.shape, q.stride(), q.dtype, q.device,
         k.shape, k.stride(), k.dtype, k.device,
         v.shape, v.stride(), v.dtype, v.device,
-        # What decides whether they are aligned, beside their strides.
-        q.storage_offset() % 16, k.storage_offset() % 16, v.storage_offset() % 16,
+        # What decides whether all are aligned, beside their strides.
+        (q.storage_offset() | k.storage_offset() | v.storage_offset()) % 16,
     )  # fmt: skip
     optional = _optional(tensors)
     if any(map(_is_given, optional)):
@@ -104,6 +104,39 @@ def _key(tensors: AttentionTensors) -> tuple[Any, ...]:
 
 _optional = attrgetter(*tuple(AttentionTensors.__dataclass_fields__)[3:])
 _is_given = partial(is_not, None)
+
+
+class Repeatable(NamedTuple):
+    """A planned call, and the options that its key stands for."""
+
+    decision: Decision
+    plan: Plan
+    options: Options
+
+
+def repeat_key(scalars: tuple[Any, ...], tensors: AttentionTensors) -> tuple[Any, ...]:
+    """What two calls of one entry point must have in common to be alike; `scalars` as given."""
+    return (scalars, select.environment(), *_key(tensors))
+
+
+def repeat(key: tuple[Any, ...], tensors: AttentionTensors) -> tuple[Tensor, Tensor] | None:
+    """(out, lse) of a call like the one that was remembered by this key; None without one."""
+    known: Repeatable | None = select.known(key)
+    if known is None:
+        return None
+    decision, plan, options = known
+    if tensors.q.is_cpu:
+        extents.check_extents(tensors, options)
+    for observe in observers:
+        observe(decision)
+    return plan.run(tensors)
+
+
+def remember(key: tuple[Any, ...], tensors: AttentionTensors, options: Options) -> None:
+    """Let calls of this key be repeated, if the backend plans them."""
+    decision, _, plan = call_for(_forward_or_decode(tensors), tensors, options)
+    if plan is not None:
+        select.cached(key, lambda: Repeatable(decision, plan, options))
 
 
 def power_above(keys: int) -> int:
@@ -129,8 +162,7 @@ def growing_call(tensors: AttentionTensors, options: Options) -> Call:
 
 
 def run_forward(tensors: AttentionTensors, options: Options) -> tuple[Tensor, Tensor]:
-    operation: Operation = "forward" if tensors.seqused_k is None else "decode"
-    decision, run, _ = call_for(operation, tensors, options)
+    decision, run, _ = call_for(_forward_or_decode(tensors), tensors, options)
     if tensors.q.is_cpu:
         # Elsewhere reading lengths would make the host wait for the device at every call.
         extents.check_extents(tensors, options)
@@ -138,6 +170,10 @@ def run_forward(tensors: AttentionTensors, options: Options) -> tuple[Tensor, Te
         observe(decision)
     assert run is not None
     return run(tensors)
+
+
+def _forward_or_decode(tensors: AttentionTensors) -> Operation:
+    return "forward" if tensors.seqused_k is None else "decode"
 
 
 def run_backward(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -11,8 +10,7 @@ from torch import Tensor
 from portattn.errors import ArgumentError, DeviceError, DtypeError, ShapeError
 
 
-@dataclass(frozen=True)
-class CacheView:
+class CacheView(NamedTuple):
     """A cache as attention reads it, without a copy.
 
     k [Bc, S, Hkv, D], v [Bc, S, Hkv, Dv], or pages [P, page_size, Hkv, D(v)] with block_table
