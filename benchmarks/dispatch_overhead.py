@@ -84,8 +84,8 @@ def gpu_calls() -> dict[str, Callable[[], object]]:
         return F.scaled_dot_product_attention(*heads_first, is_causal=True, enable_gqa=True)
 
     calls: dict[str, Callable[[], object]] = {"torch's SDPA, forward": sdpa}
-    for backend in ("triton", "torch_sdpa"):
-        calls[f"{backend}, forward"] = partial(
+    for backend in (None, "triton", "torch_sdpa"):
+        calls[f"{backend or 'chosen'}, forward"] = partial(
             portattn.attention, q, k, k, causal=True, backend=backend
         )
     # torch_sdpa leaves a cache of this head dimension to others.
