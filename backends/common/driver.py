@@ -104,9 +104,9 @@ class _Attribute(ctypes.Structure):
 # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 _OVERLAP = 6
 
-# Where the memory of a launch holds its stream, and behind the configuration its pointers.
-_STREAM, _POINTERS = _Config.stream.offset, ctypes.sizeof(_Config)
 _WORD = 8
+# Of a CUtensorMap: its bytes, and what its address is a multiple of.
+_MAP, _ALIGNED = 128, 64
 # struct's letter, and the types that such a parameter may have in PTX.
 _TYPES = {
     "*": ("Q", {"u64", "b64"}),
@@ -114,6 +114,7 @@ _TYPES = {
     "i64": ("q", {"u64", "s64", "b64"}),
     "fp32": ("f", {"f32", "b32"}),
     "fp64": ("d", {"f64", "b64"}),
+    "map": ("", {"align"}),
 }
 # Triton's own parameters behind the kernel's: global scratch memory, and a profiler's.
 _HIDDEN = 2
@@ -121,19 +122,27 @@ _HIDDEN = 2
 _SHARED = 228 * 1024
 
 
+_CONFIG = ctypes.sizeof(_Config)
+# The memory of a launch, the arguments of cuLaunchKernelEx, and the maps in it.
+_Memory = tuple[Any, tuple[ctypes.c_void_p, ...], list[ctypes.c_void_p]]
+
+
 class Parameter(NamedTuple):
-    """A compiled kernel's parameter: its type in Triton, its value or its pointer's slot."""
+    """A compiled kernel's parameter: its type in Triton, its value or its pointer's slot.
+
+    Of type "map" it is a TMA descriptor over the slot's tensor, with what Triton says of its boxes.
+    """
 
     type: str
     value: Any
+    boxes: Mapping[str, Any] | None = None
 
 
 class Launch:
     """A kernel of one grid whose parameters are known but for pointers.
 
-    `slots` are the indices of the tensors whose addresses a launch takes, in their order. May be
-    called from several threads at once: each launch has memory of its own, and the driver has read
-    it when it returns.
+    May be called from several threads at once: each launch has memory of its own, and the driver
+    has read it when it returns.
     """
 
     def __init__(
@@ -148,17 +157,22 @@ class Launch:
 
         places: where the pointer of each slot will be among those that a launch is given.
         """
-        parameters = tuple(flatten(compiled, arguments))
-        hidden = _hidden(compiled, [parameter.type for parameter in parameters])
+        self._parameters = tuple(flatten(compiled, arguments))
+        self._hidden = _hidden(compiled, [parameter.type for parameter in self._parameters])
         if not 0 < programs < 2**31:
             raise Unsuited(f"a grid of {programs} programs")
         self.compiled, self.device = compiled, device
-        self.slots = tuple(sorted({p.value.index for p in parameters if p.type == "*"}))
+        self.slots = tuple(sorted({p.value.index for p in self._parameters if p.type == "*"}))
         # There are always several.
         self._choose: Callable[[Sequence[int]], tuple[int, ...]] = itemgetter(
             *[places[slot] for slot in self.slots]
         )
-        self._image, self._offsets = self._lay_out(parameters, hidden)
+        maps = [parameter for parameter in self._parameters if parameter.type == "map"]
+        self._mapped = [places[parameter.value.index] for parameter in maps]
+        # First the maps, then the configuration and behind it the pointers, a null and the values.
+        self._config = _MAP * len(maps)
+        self._pointers = self._config + ctypes.sizeof(_Config)
+        self._stream = self._config + _Config.stream.offset
         meta = compiled.metadata
         # One for all launches, which only read it.
         self._attribute = _Attribute(_OVERLAP, 1)
@@ -166,12 +180,15 @@ class Launch:
             (programs, 1, 1), (32 * meta.num_warps, 1, 1), meta.shared, 0,
             ctypes.addressof(self._attribute), int(getattr(meta, "launch_pdl", False)),
         )  # fmt: skip
-        ctypes.memmove(self._image, ctypes.byref(config), _POINTERS)
+        self._image, self._offsets = self._lay_out(config)
         # From the stream to the last pointer, the attributes between them.
         self._attributes = (config.attributes, config.attribute_count)
         self._write = struct.Struct(f"={3 + len(self.slots)}Q").pack_into
         self._launch = library().cuLaunchKernelEx
-        self._free: list[tuple[Any, tuple[ctypes.c_void_p, ...]]] = []
+        self._replace: Any = library().cuTensorMapReplaceAddress if maps else None
+        self._free: list[_Memory] = []
+        # What can't be described as a map shows here.
+        self._free.append(self._new())
 
     def __call__(self, stream: int, pointers: Sequence[int]) -> None:
         """Launch on a stream of the current device with the addresses of all tensors.
@@ -183,26 +200,30 @@ class Launch:
             memory = free.pop()
         except IndexError:
             memory = self._new()
-        block, arguments = memory
-        self._write(block, _STREAM, stream, *self._attributes, *self._choose(pointers))
-        status = self._launch(*arguments)
+        block, arguments, maps = memory
+        self._write(block, self._stream, stream, *self._attributes, *self._choose(pointers))
+        status = 0
+        for at, place in zip(maps, self._mapped):  # noqa: B905
+            status = status or self._replace(at, ctypes.c_void_p(pointers[place]))
+        status = status or self._launch(*arguments)
         if status:
             status = self._with_context(status, arguments)
         free.append(memory)
         if status:
             raise LaunchError(self.compiled.metadata.name, status, *describe(status))
 
-    def _lay_out(self, parameters: Sequence[Parameter], hidden: int) -> tuple[Any, list[int]]:
-        """The memory's initial content, and where in it each parameter lies.
-
-        First the configuration, then the slots' pointers, a null, and all other values.
-        """
-        null = _POINTERS + _WORD * len(self.slots)
-        image = ctypes.create_string_buffer(null + _WORD * (1 + len(parameters)))
-        offsets = []
-        for index, (kind, value) in enumerate(parameters):
+    def _lay_out(self, config: _Config) -> tuple[Any, list[int]]:
+        """The memory's initial content, and where in it each parameter lies."""
+        null = self._pointers + _WORD * len(self.slots)
+        image = ctypes.create_string_buffer(null + _WORD * (1 + len(self._parameters)))
+        ctypes.memmove(ctypes.addressof(image) + self._config, ctypes.byref(config), _CONFIG)
+        offsets, maps = [], 0
+        for index, (kind, value, _) in enumerate(self._parameters):
             if kind == "*":
-                offsets.append(_POINTERS + _WORD * self.slots.index(value.index))
+                offsets.append(self._pointers + _WORD * self.slots.index(value.index))
+            elif kind == "map":
+                offsets.append(_MAP * maps)
+                maps += 1
             else:
                 at = null + _WORD * (1 + index)
                 try:
@@ -210,18 +231,25 @@ class Launch:
                 except (OverflowError, struct.error) as error:
                     raise Unsuited(f"{value} as {kind}: {error}") from error
                 offsets.append(at)
-        return image, offsets + [null] * hidden
+        return image, offsets + [null] * self._hidden
 
-    def _new(self) -> tuple[Any, tuple[ctypes.c_void_p, ...]]:
-        """Memory of one launch at a time, and the arguments of the driver's call."""
+    def _new(self) -> _Memory:
+        """Memory of one launch at a time, and the arguments of the driver's calls."""
         size = len(self._image)
-        memory = ctypes.create_string_buffer(size + _WORD * len(self._offsets))
-        ctypes.memmove(memory, self._image, size)
-        start = ctypes.addressof(memory)
+        raw = ctypes.create_string_buffer(_ALIGNED + size + _WORD * len(self._offsets))
+        block = (ctypes.c_char * (len(raw) - _ALIGNED)).from_buffer(
+            raw, -ctypes.addressof(raw) % _ALIGNED
+        )
+        ctypes.memmove(block, self._image, size)
+        start = ctypes.addressof(block)
         addresses = [start + offset for offset in self._offsets]
-        struct.pack_into(f"={len(addresses)}Q", memory, size, *addresses)
-        values = (start, self.compiled.function, start + size, None)
-        return memory, tuple(ctypes.c_void_p(value) for value in values)
+        struct.pack_into(f"={len(addresses)}Q", block, size, *addresses)
+        described = [p for p in self._parameters if p.type == "map"]
+        maps = [ctypes.c_void_p(start + _MAP * index) for index in range(len(described))]
+        for at, parameter in zip(maps, described, strict=True):
+            _encode(at, parameter)
+        values = (start + self._config, self.compiled.function, start + size, None)
+        return block, tuple(ctypes.c_void_p(value) for value in values), maps
 
     def _with_context(self, status: int, arguments: tuple[ctypes.c_void_p, ...]) -> int:
         """Launch once more if it was only that the thread hadn't used the device before."""
@@ -273,21 +301,66 @@ def flatten(compiled: Any, arguments: Sequence[Any]) -> Iterator[Parameter]:
     types = tuple(signature.values())
     if any(kind != "constexpr" for kind in types[len(arguments) :]):
         raise Unsuited("a constant of the kernel was compiled as a parameter")
-    yield from _flatten(types[: len(arguments)], arguments)
+    boxes = iter(getattr(compiled.metadata, "tensordesc_meta", None) or ())
+    yield from _flatten(types[: len(arguments)], arguments, boxes)
 
 
-def _flatten(types: Sequence[Any], values: Sequence[Any]) -> Iterator[Parameter]:
+def _flatten(
+    types: Sequence[Any], values: Sequence[Any], boxes: Iterator[Any]
+) -> Iterator[Parameter]:
     for kind, value in zip(types, values, strict=True):
         if isinstance(kind, tuple) and isinstance(value, tuple) and len(kind) == len(value):
-            yield from _flatten(kind, value)
+            yield from _flatten(kind, value, boxes)
         elif kind == "constexpr" and not isinstance(value, (Slot, tuple)):
             continue
         elif isinstance(kind, str) and kind.startswith("*") and isinstance(value, Slot):
             yield Parameter("*", value)
+        elif isinstance(kind, str) and kind.startswith("tensordesc") and isinstance(value, Slot):
+            yield from _described(kind, value, next(boxes, None))
         elif kind in _TYPES and isinstance(value, (int, float)):
             yield Parameter(kind, value)
         else:
             raise Unsuited(f"a parameter of type {kind} for {value}")
+
+
+def _described(kind: str, slot: Any, boxes: Any) -> Iterator[Parameter]:
+    """A TMA descriptor, and the shape and strides that follow it."""
+    known = _MAP_TYPES.get(kind.removeprefix("tensordesc<").partition("[")[0])
+    if not isinstance(boxes, Mapping) or boxes.get("fp4_padded") or known is None:
+        raise Unsuited(f"a descriptor of type {kind} with {boxes}")
+    yield Parameter("map", slot, {**boxes, "type": known})
+    for size in slot.shape:
+        yield Parameter("i32", size)
+    for stride in slot.strides:
+        yield Parameter("i64", stride)
+
+
+# CUtensorMapDataType.
+_MAP_TYPES = {"fp16": 6, "bf16": 9}
+
+
+def _encode(at: ctypes.c_void_p, parameter: Parameter) -> None:
+    """Write a TMA descriptor over no memory yet; raises Unsuited where the driver can't.
+
+    As Triton has it: no interleaving, zeros beyond the edges, 128 bytes at a time into the L2.
+    """
+    boxes, slot = parameter.boxes, parameter.value
+    assert boxes is not None
+    rank, size = len(slot.shape), boxes["elem_size"]
+    sizes = (ctypes.c_uint64 * rank)(*slot.shape[::-1])
+    steps = (ctypes.c_uint64 * rank)(*[size * stride for stride in slot.strides[-2::-1]], 0)
+    box = (ctypes.c_uint32 * rank)(*list(boxes["block_size"])[::-1])
+    ones = (ctypes.c_uint32 * rank)(*[1] * rank)
+    status = library().cuTensorMapEncodeTiled(
+        at, boxes["type"], rank, ctypes.c_void_p(_NOWHERE), sizes, steps, box, ones,
+        0, boxes["swizzle"], _L2_128, 0,
+    )  # fmt: skip
+    if status:
+        raise Unsuited(f"the driver describes no such tensor: {describe(status)[1]}")
+
+
+# CU_TENSOR_MAP_L2_PROMOTION_L2_128B; an aligned address that stands for none.
+_L2_128, _NOWHERE = 2, 1 << 20
 
 
 def _hidden(compiled: Any, types: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ and repeats them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from operator import attrgetter, or_
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ class Repeats:
 
     def __init__(self, method: Method, problem: AttentionProblem, config: Config) -> None:
         self._method, self._problem, self._config = method, problem, config
-        self._again: Callable[[AttentionTensors], Results | None] | None = None
+        self._again: Again | None = None
 
     def run(self, tensors: AttentionTensors) -> Results:
         """out and lse; see AttentionTensors for shapes."""
@@ -48,7 +48,8 @@ class Repeats:
             return self._method(tensors, self._problem, self._config)
         with launch.recorded() as launches:
             results = self._method(tensors, self._problem, self._config)
-        self._again = repeated(launches, tensors, results)
+        written = _written(launches, tensors, results)
+        self._again = Again(launches, tensors, written) if written else None
         return results
 
     def heads_first(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor | None:
@@ -64,54 +65,54 @@ class Memory(NamedTuple):
     dtype: torch.dtype
 
 
-def repeated(
-    launches: Sequence[launch.Launched], tensors: AttentionTensors, results: Results
-) -> Callable[[AttentionTensors], Results | None] | None:
-    """What makes the same launches with other tensors; None where one of them can't be repeated.
+class Again:
+    """Makes the launches of an earlier call with other tensors."""
 
-    It returns None itself where a call differs in what its caller doesn't compare.
-    """
-    given = [name for name in OPERANDS if getattr(tensors, name) is not None]
-    written = _written(launches, tensors, results)
-    if written is None:
-        return None
-    names = [*given, *range(len(written))]
-    places = {
-        OPERANDS.index(name) if isinstance(name, str) else len(OPERANDS) + name: place
-        for place, name in enumerate(names)
-    }
-    device = tensors.q.get_device()
-    again = [_launcher(each.prepared, places, device) for each in launches]
-    fetch = attrgetter(*given)
-    extra = attrgetter(*given[3:], given[-1]) if len(given) > 3 else None
-    strides = extra and list(map(_stride, extra(tensors)))
-    out, lse, *work = (Memory(tuple(x.shape), x.stride(), x.dtype) for x in written)
-    empty, current_stream = driver.empty(tensors.q.device), driver.current_stream
-    current_device, hooked = driver.current_device, driver.hooked
-    exact = tensors.q.dtype == torch.float32
-    tf32 = exact and torch.backends.cuda.matmul.allow_tf32
+    def __init__(
+        self,
+        launches: Sequence[launch.Launched],
+        tensors: AttentionTensors,
+        written: Sequence[Tensor],
+    ) -> None:
+        q = tensors.q
+        given = [name for name in OPERANDS if getattr(tensors, name) is not None]
+        slots = [OPERANDS.index(name) for name in given]
+        slots += range(len(OPERANDS), len(OPERANDS) + len(written))
+        places = {slot: place for place, slot in enumerate(slots)}
+        self.device = q.get_device()
+        self.launches = [_launcher(each.prepared, places, self.device) for each in launches]
+        self._fetch = attrgetter(*given)
+        # Of one name there would be no tuple.
+        self._extra = attrgetter(*given[3:], given[-1]) if len(given) > 3 else None
+        self._strides = self._extra and list(map(_stride, self._extra(tensors)))
+        self._empty = driver.empty(q.device)
+        out, lse, *work = (Memory(tuple(x.shape), x.stride(), x.dtype) for x in written)
+        self._out, self._lse, self._work = out, lse, work
+        self._exact = q.dtype == torch.float32
+        self._tf32 = torch.backends.cuda.matmul.allow_tf32
 
-    def run(tensors: AttentionTensors) -> Results | None:
-        pointers = list(map(_pointer, fetch(tensors)))
+    def __call__(self, tensors: AttentionTensors) -> Results | None:
+        """out and lse; None where a call differs in what its caller doesn't compare."""
+        pointers = list(map(_pointer, self._fetch(tensors)))
+        extra, device = self._extra, self.device
         if (
             reduce(or_, pointers) & 15
-            or current_device() != device
-            or (extra is not None and list(map(_stride, extra(tensors))) != strides)
-            or (exact and tf32 != torch.backends.cuda.matmul.allow_tf32)
-            or hooked()
+            or driver.current_device() != device
+            or (extra is not None and list(map(_stride, extra(tensors))) != self._strides)
+            or (self._exact and self._tf32 != torch.backends.cuda.matmul.allow_tf32)
+            or driver.hooked()
         ):
             return None
-        new_out, new_lse = empty(*out), empty(*lse)
-        pointers += new_out.data_ptr(), new_lse.data_ptr()
+        empty = self._empty
+        out, lse = empty(*self._out), empty(*self._lse)
+        pointers += out.data_ptr(), lse.data_ptr()
         # Once all is launched, the stream's next kernels may have this memory.
-        scratch = [empty(*each) for each in work]
-        pointers += map(_pointer, scratch)
-        stream = current_stream(device)
-        for each in again:
+        work = [empty(*each) for each in self._work]
+        pointers += map(_pointer, work)
+        stream = driver.current_stream(device)
+        for each in self.launches:
             each(stream, pointers)
-        return new_out, new_lse
-
-    return run
+        return out, lse
 
 
 _pointer, _stride = Tensor.data_ptr, Tensor.stride
@@ -143,7 +144,7 @@ def _written(
     return longest
 
 
-def _launcher(prepared: Any, places: dict[int, int], device: int) -> Launch:
+def _launcher(prepared: Any, places: Mapping[int, int], device: int) -> Launch:
     """By the driver itself where it can be, else by Triton's launcher."""
     if driver.wanted():
         try:
@@ -158,18 +159,15 @@ def _launcher(prepared: Any, places: dict[int, int], device: int) -> Launch:
 class ByTriton:
     """A launch by Triton's launcher, with the pointers of slots found in their places."""
 
-    def __init__(self, prepared: Any, places: dict[int, int]) -> None:
-        most = 1 + max(places)
-        self._order = [(slot, place) for slot, place in places.items()]
-        self._most, self._prepared = most, prepared
+    def __init__(self, prepared: Any, places: Mapping[int, int]) -> None:
+        self.prepared, self._places = prepared, places
 
     def __call__(self, stream: int, pointers: Sequence[int]) -> None:
-        values = [0] * self._most
-        for slot, place in self._order:
+        values = [0] * (1 + max(self._places))
+        for slot, place in self._places.items():
             values[slot] = pointers[place]
-        self._prepared.runner(
-            *self._prepared.fill(values), *self._prepared.constants, stream=stream
-        )
+        prepared = self.prepared
+        prepared.runner(*prepared.fill(values), *prepared.constants, stream=stream)
 
 
 _EXPLAINED: set[tuple[str, str]] = set()
