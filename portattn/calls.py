@@ -87,12 +87,13 @@ def _planned(decision: Decision, tensors: AttentionTensors) -> Call:
 
 def _key(tensors: AttentionTensors) -> tuple[Any, ...]:
     q, k, v = tensors.q, tensors.k, tensors.v
-    key = (
+    offset: Any = q.storage_offset()
+    key: tuple[Any, ...] = (
         q.shape, q.stride(), q.dtype, q.device,
         k.shape, k.stride(), k.dtype, k.device,
         v.shape, v.stride(), v.dtype, v.device,
         # What decides whether all are aligned, beside their strides.
-        (q.storage_offset() | k.storage_offset() | v.storage_offset()) % 16,
+        (offset | k.storage_offset() | v.storage_offset()) % 16,
     )  # fmt: skip
     optional = _optional(tensors)
     if any(map(_is_given, optional)):

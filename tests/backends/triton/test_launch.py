@@ -110,30 +110,3 @@ def test_lengths_with_gaps() -> None:
         decoded = portattn.attention_with_kvcache(q[:2, None], held, backend="triton")
         outs.append((varlen, decoded))
     assert all(map(torch.equal, *outs))
-
-
-class OnGpu(torch.Tensor):
-    """Memory of the CPU that takes itself for a GPU's."""
-
-    is_cuda = True  # type: ignore[assignment]
-
-
-def test_captured_launches_never_share_counters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph knows its counters by address alone; nobody else may get that memory, ever."""
-    capturing = False
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
-    for name in ("_COUNTERS", "_FRESH"):
-        monkeypatch.setattr(launch, name, {})
-    monkeypatch.setattr(launch, "_CAPTURED", [])
-    monkeypatch.setattr(launch, "_SLICES", 4)
-    like = torch.zeros(1).as_subclass(OnGpu)
-    eager = launch.counters(like, 3)
-    addresses = [eager.data_ptr()]
-    for _ in range(20):
-        capturing = True
-        for _ in range(2):
-            addresses.append(launch.counters(like, 3).fill_(1).data_ptr())
-        capturing = False
-        assert launch.counters(like, 3).data_ptr() == eager.data_ptr()
-    assert len(set(addresses)) == len(addresses)
