@@ -17,6 +17,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from triton import knobs
 
 from portattn.backends.common.launch import Slot
@@ -325,6 +326,8 @@ def _flatten(
 
 def _described(kind: str, slot: Any, boxes: Any) -> Iterator[Parameter]:
     """A TMA descriptor, and the shape and strides that follow it."""
+    if not triton.__version__.startswith(_KNOWN_MAPS):
+        raise Unsuited(f"how Triton {triton.__version__} describes tensors hasn't been compared")
     known = _MAP_TYPES.get(kind.removeprefix("tensordesc<").partition("[")[0])
     if not isinstance(boxes, Mapping) or boxes.get("fp4_padded") or known is None:
         raise Unsuited(f"a descriptor of type {kind} with {boxes}")
@@ -335,6 +338,8 @@ def _described(kind: str, slot: Any, boxes: Any) -> Iterator[Parameter]:
         yield Parameter("i64", stride)
 
 
+# The releases whose descriptors were compared with ours, byte by byte.
+_KNOWN_MAPS = ("3.6.",)
 # CUtensorMapDataType.
 _MAP_TYPES = {"fp16": 6, "bf16": 9}
 
