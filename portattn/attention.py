@@ -13,6 +13,8 @@ from portattn.errors import ArgumentError, ShapeError
 
 Window = tuple[int, int]
 Result = Tensor | tuple[Tensor, Tensor]
+# bias, mask, alibi_slopes and sinks.
+_Scores = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 def attention(
@@ -181,17 +183,9 @@ def attention_with_kvcache(
     bias, mask = as_scores_shape("bias", bias), as_scores_shape("mask", mask)
     exact = not (bias is None and mask is None)
 
-    def call(view: CacheView, more: int) -> tuple[AttentionTensors, int]:
-        """The tensors, and a bound of the lengths once there are so many more."""
-        k, v, seqused_k, longest, block_table, cache_batch_idx, leftpad_k, *scales = view
-        longest += more
-        tensors = AttentionTensors(
-            q, k, v, bias, mask, alibi_slopes, sinks, None, None,
-            seqused_k, block_table, cache_batch_idx, leftpad_k, None, *scales,
-        )  # fmt: skip
-        return tensors, longest if exact else _bound(longest)
+    scores = bias, mask, alibi_slopes, sinks
 
-    def options(longest: int) -> arguments.Options:
+    def options() -> arguments.Options:
         return arguments.options(
             q,
             causal=causal,
@@ -206,13 +200,26 @@ def attention_with_kvcache(
     if k is not None and v is not None:
         # A call that can't run must leave the cache as it was; a compiled one was tried before.
         if not torch.compiler.is_compiling():
-            tensors, longest = call(cache.view(), k.shape[1])
-            calls.decide("decode", tensors, options(longest))
+            view = cache.view()
+            longest = view.max_seqlen_k + k.shape[1]
+            longest = longest if exact else _bound(longest)
+            calls.decide("decode", _cached(q, view, scores), options())
         cache.append(k, v)
-    tensors, longest = call(cache.view(), 0)
+    view = cache.view()
+    longest = view.max_seqlen_k if exact else _bound(view.max_seqlen_k)
     scalars = (causal, softmax_scale, *window_size, softcap, deterministic, longest, backend)
-    out, lse = ops.attend(scalars, tensors, lambda: options(longest))
+    out, lse = ops.attend(scalars, _cached(q, view, scores), options)
     return (out, lse) if return_lse else out
+
+
+def _cached(q: Tensor, view: CacheView, scores: _Scores) -> AttentionTensors:
+    """The tensors of a call over a cache."""
+    k, v, seqused_k, _, block_table, cache_batch_idx, leftpad_k, k_scale, v_scale = view
+    bias, mask, alibi_slopes, sinks = scores
+    return AttentionTensors(
+        q, k, v, bias, mask, alibi_slopes, sinks, None, None,
+        seqused_k, block_table, cache_batch_idx, leftpad_k, None, k_scale, v_scale,
+    )  # fmt: skip
 
 
 def sdpa(

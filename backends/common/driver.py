@@ -203,13 +203,17 @@ class Launch:
             memory = self._new()
         block, arguments, maps = memory
         self._write(block, self._stream, stream, *self._attributes, *self._choose(pointers))
-        status = 0
-        for at, place in zip(maps, self._mapped):  # noqa: B905
-            status = status or self._replace(at, ctypes.c_void_p(pointers[place]))
-        status = status or self._launch(*arguments)
+        if maps:
+            for at, place in zip(maps, self._mapped):  # noqa: B905
+                self._check(self._replace(at, ctypes.c_void_p(pointers[place])))
+        status = self._launch(*arguments)
         if status:
             status = self._with_context(status, arguments)
         free.append(memory)
+        if status:
+            self._check(status)
+
+    def _check(self, status: int) -> None:
         if status:
             raise LaunchError(self.compiled.metadata.name, status, *describe(status))
 

@@ -106,9 +106,10 @@ class Again:
         empty = self._empty
         out, lse = empty(*self._out), empty(*self._lse)
         pointers += out.data_ptr(), lse.data_ptr()
-        # Once all is launched, the stream's next kernels may have this memory.
-        work = [empty(*each) for each in self._work]
-        pointers += map(_pointer, work)
+        if self._work:
+            # Once all is launched, the stream's next kernels may have this memory.
+            work = [empty(*each) for each in self._work]
+            pointers += map(_pointer, work)
         stream = driver.current_stream(device)
         for each in self.launches:
             each(stream, pointers)
