@@ -108,10 +108,10 @@ _is_given = partial(is_not, None)
 
 
 class Repeatable(NamedTuple):
-    """A planned call, and the options that its key stands for."""
+    """A decision, what runs it, and the options that its key stands for."""
 
     decision: Decision
-    plan: Plan
+    run: Run
     options: Options
 
 
@@ -125,19 +125,19 @@ def repeat(key: tuple[Any, ...], tensors: AttentionTensors) -> tuple[Tensor, Ten
     known: Repeatable | None = select.known(key)
     if known is None:
         return None
-    decision, plan, options = known
+    decision, run, options = known
     if tensors.q.is_cpu:
         extents.check_extents(tensors, options)
     for observe in observers:
         observe(decision)
-    return plan.run(tensors)
+    return run(tensors)
 
 
 def remember(key: tuple[Any, ...], tensors: AttentionTensors, options: Options) -> None:
-    """Let calls of this key be repeated, if the backend plans them."""
-    decision, _, plan = call_for(_forward_or_decode(tensors), tensors, options)
-    if plan is not None:
-        select.cached(key, lambda: Repeatable(decision, plan, options))
+    """Let calls of this key be repeated."""
+    decision, run, _ = call_for(_forward_or_decode(tensors), tensors, options)
+    assert run is not None
+    select.cached(key, lambda: Repeatable(decision, run, options))
 
 
 def power_above(keys: int) -> int:

@@ -71,12 +71,13 @@ def hooked() -> bool:
 _RUNTIME = knobs.runtime
 
 
-def wanted() -> bool:
-    """Whether PORTATTN_LAUNCH says that the driver, not Triton's launcher, launches again."""
-    value = os.environ.get("PORTATTN_LAUNCH") or "triton"
-    if value not in ("driver", "triton"):
-        raise ArgumentError("PORTATTN_LAUNCH", "must be driver or triton", repr(value))
-    return value == "driver"
+def wanted() -> str:
+    """Who launches again by PORTATTN_LAUNCH: "triton", the "driver", or the driver where it has
+    been seen to work on a GPU, "auto"."""
+    value = os.environ.get("PORTATTN_LAUNCH") or "auto"
+    if value not in ("auto", "driver", "triton"):
+        raise ArgumentError("PORTATTN_LAUNCH", "must be auto, driver or triton", repr(value))
+    return value
 
 
 class Unsuited(Exception):
@@ -330,6 +331,8 @@ def _flatten(
 
 def _described(kind: str, slot: Any, boxes: Any) -> Iterator[Parameter]:
     """A TMA descriptor, and the shape and strides that follow it."""
+    if wanted() == "auto":
+        raise Unsuited("TMA descriptors by the driver haven't been seen on a GPU")
     if not triton.__version__.startswith(_KNOWN_MAPS):
         raise Unsuited(f"how Triton {triton.__version__} describes tensors hasn't been compared")
     known = _MAP_TYPES.get(kind.removeprefix("tensordesc<").partition("[")[0])

@@ -147,7 +147,7 @@ def _written(
 
 def _launcher(prepared: Any, places: Mapping[int, int], device: int) -> Launch:
     """By the driver itself where it can be, else by Triton's launcher."""
-    if driver.wanted():
+    if driver.wanted() != "triton":
         try:
             return driver.Launch(
                 prepared.compiled, prepared.plan.programs, prepared.plan.args, places, device

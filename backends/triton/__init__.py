@@ -71,11 +71,14 @@ class TritonBackend:
             "forward", "dense", torch.float16, 1, 24, 24, 2, 1, 16, 16, 0.25, window=(-1, 0)
         )
         tensors = AttentionTensors(q, k, k)
-        out, lse = self.forward(tensors, problem, {})
         right, right_lse = definition.forward(tensors, problem)
-        worst = max(float((out - right).abs().max()), float((lse - right_lse).abs().max()))
-        if not worst < 5e-3:
-            raise ArithmeticError(f"a small problem is off by {worst:.2g}")
+        plan = self.plan(tensors, problem, {})
+        # The second call goes another way, as all but the first do.
+        for _ in range(2):
+            out, lse = plan.run(tensors)
+            worst = max(float((out - right).abs().max()), float((lse - right_lse).abs().max()))
+            if not worst < 5e-3:
+                raise ArithmeticError(f"a small problem is off by {worst:.2g}")
 
     def plan(
         self, tensors: AttentionTensors, problem: AttentionProblem, config: Config

@@ -46,9 +46,6 @@ _SEQUENCES_AT_ONCE = 1024
 _REGISTERS, _MERGING = 65536, 128 * 80
 # Fewer tiles than this aren't worth a part of their own.
 SHORTEST = tl.constexpr(4)
-# The part of the list, one of so many, that is kept for whoever is done first.
-LATE = tl.constexpr(4)
-_LATE_SHARES = 4
 
 
 @triton.jit
@@ -82,25 +79,17 @@ def survey(extents, terms, batch, seqlen_q, BLOCK_N: tl.constexpr, AT_ONCE: tl.c
 
 
 @triton.jit
-def choose_run(total, longest, units, slots, splits, run):
-    """Tiles of a run within one output, 0 for shares of the whole list.
+def choose_run(total, longest, units, slots, splits, waves, run):
+    """Tiles of a run within one output, 0 for even shares of the whole list.
 
     total, longest: of the sequences' tiles; units: outputs of one sequence; slots: programs that
-    run at a time, `splits` for each output; run: the tiles to take where that isn't 0.
+    run at a time; splits: runs for each output, which take so many waves of programs; run: the
+    tiles to take where that isn't 0.
     """
-    if splits > 0:
-        share = tl.maximum(tl.cdiv(total * units, slots), SHORTEST)
-        equal = tl.maximum(tl.cdiv(longest, splits), SHORTEST)
-        # Programs that end early leave the memory to the others.
-        run = tl.where((run == 0) & (equal <= share + share // 4), equal, run)
-    return run
-
-
-@triton.jit
-def late_shares(length, late):
-    """(where the late shares begin, how many they are, at most `late`)."""
-    count = tl.minimum(length // LATE // SHORTEST, late)
-    return length - tl.where(count > 0, length // LATE, 0), count
+    share = tl.maximum(tl.cdiv(total * units, slots), SHORTEST)
+    equal = tl.maximum(tl.cdiv(longest, splits), SHORTEST)
+    # Programs that end early leave the memory to the others.
+    return tl.where((run == 0) & (equal * waves <= share + share // 4), equal, run)
 
 
 @triton.jit
@@ -140,41 +129,24 @@ def tiles_before(extents, terms, sequence, seqlen_q, run, BLOCK_N: tl.constexpr,
 
 
 @triton.jit
-def share_start(index, tiles, count):
-    """Where a share begins of `tiles` in `count` shares, the first of them longer by one."""
-    size = tiles // tl.maximum(count, 1)
-    return index * size + tl.minimum(index, tiles - size * count)
-
-
-@triton.jit
-def share_of(place, tiles, count):
-    """The share that holds a place."""
-    size = tiles // tl.maximum(count, 1)
-    longer = tiles - size * count
-    after = longer + (place - longer * (size + 1)) // tl.maximum(size, 1)
-    return tl.where(place < longer * (size + 1), place // (size + 1), after)
-
-
-@triton.jit
-def run_start(program, length, slots, late, run):
-    """Where a program's part of the list begins: a run, or an early or a late share."""
-    cut, count = late_shares(length, late)
-    early = share_start(tl.minimum(program, slots), cut, slots)
-    later = cut + share_start(program - slots, length - cut, count)
-    start = tl.where(program < slots, early, later)
+def run_start(program, length, slots, run):
+    """Where a program's part of the list begins: a run or a share, the first of them longer."""
+    share = length // slots
+    start = program * share + tl.minimum(program, length - share * slots)
     return tl.where(run > 0, program * run, tl.minimum(start, length))
 
 
 @triton.jit
-def owner(place, length, slots, late):
+def owner(place, length, slots):
     """The program whose share holds a place."""
-    cut, count = late_shares(length, late)
-    later = slots + share_of(place - cut, length - cut, count)
-    return tl.where(place < cut, share_of(place, cut, slots), later)
+    share = length // slots
+    longer = length - share * slots
+    after = longer + (place - longer * (share + 1)) // tl.maximum(share, 1)
+    return tl.where(place < longer * (share + 1), place // (share + 1), after)
 
 
 @triton.jit
-def parts_of(before, unit, units, count, length, slots, late, run):
+def parts_of(before, unit, units, count, length, slots, run):
     """(first program with a part of an output, how many have one, their distance, first's slot)."""
     if run > 0:
         first = before * units // run + unit
@@ -183,10 +155,10 @@ def parts_of(before, unit, units, count, length, slots, late, run):
         slot = 2 * first
     else:
         origin = before * units + unit * count
-        first = owner(origin, length, slots, late)
-        parts = owner(origin + count - 1, length, slots, late) - first + 1
+        first = owner(origin, length, slots)
+        parts = owner(origin + count - 1, length, slots) - first + 1
         step = parts * 0 + 1
-        slot = 2 * first + (origin != run_start(first, length, slots, late, run)).to(tl.int32)
+        slot = 2 * first + (origin != run_start(first, length, slots, run)).to(tl.int32)
     return first, parts, step, slot
 
 
@@ -221,7 +193,7 @@ def write(out, lse, acc0, acc1, l, m, b, h_kv, packed, valid, GROUP: tl.constexp
 
 @triton.jit
 def decode_kernel(
-    q, k, v, out, lse, work, extents, terms, batch, kv_heads, row_tiles, run, splits, slots, late,
+    q, k, v, out, lse, work, extents, terms, batch, kv_heads, row_tiles, run, splits, waves, slots,
     GROUP: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr,
@@ -239,22 +211,22 @@ def decode_kernel(
     run = run + pid * 0
     splits = splits + pid * 0
     slots = slots + pid * 0
-    late = late + pid * 0
+    waves = waves + pid * 0
     if ONCE:
         # One load of the lengths answers everything.
         every = tl.arange(0, AT_ONCE)
         counts = tile_counts(extents, terms, every, every < batch, seqlen_q, BLOCK_N)
         total = tl.sum(counts)
         longest = tl.max(counts)
-        run = choose_run(total, longest, units, slots, splits, run)
+        run = choose_run(total, longest, units, slots, splits, waves, run)
         counts = in_runs(counts, run)
         length = tl.sum(counts) * units
     else:
         total, longest = survey(extents, terms, batch, seqlen_q, BLOCK_N, AT_ONCE)
-        run = choose_run(total, longest, units, slots, splits, run)
+        run = choose_run(total, longest, units, slots, splits, waves, run)
         length = units * tiles_before(extents, terms, batch, seqlen_q, run, BLOCK_N, AT_ONCE)
-    place = run_start(pid, length, slots, late, run)
-    end = tl.minimum(run_start(pid + 1, length, slots, late, run), length)
+    place = run_start(pid, length, slots, run)
+    end = tl.minimum(run_start(pid + 1, length, slots, run), length)
     if place >= end:
         return
     if ONCE:
@@ -346,7 +318,7 @@ def decode_kernel(
 
 @triton.jit
 def merge_kernel(
-    out, lse, work, extents, terms, batch, kv_heads, row_tiles, run, splits, slots, late,
+    out, lse, work, extents, terms, batch, kv_heads, row_tiles, run, splits, waves, slots, grid,
     GROUP: tl.constexpr, DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr,
     PARTS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -360,7 +332,7 @@ def merge_kernel(
     run = run + pid * 0
     splits = splits + pid * 0
     slots = slots + pid * 0
-    late = late + pid * 0
+    waves = waves + pid * 0
     chunks: tl.constexpr = (DV + COLUMNS - 1) // COLUMNS
     columns = pid % chunks * COLUMNS + tl.arange(0, COLUMNS)
     packed = pid // chunks % (seqlen_q * GROUP)
@@ -372,25 +344,25 @@ def merge_kernel(
         every = tl.arange(0, AT_ONCE)
         counts = tile_counts(extents, terms, every, every < batch, seqlen_q, BLOCK_N)
         total = tl.sum(counts)
-        run = choose_run(total, tl.max(counts), units, slots, splits, run)
+        run = choose_run(total, tl.max(counts), units, slots, splits, waves, run)
         counts = in_runs(counts, run)
         length = tl.sum(counts) * units
         before = tl.sum(tl.where(every < b, counts, 0))
         count = tl.sum(tl.where(every == b, counts, 0))
     else:
         total, longest = survey(extents, terms, batch, seqlen_q, BLOCK_N, AT_ONCE)
-        run = choose_run(total, longest, units, slots, splits, run)
+        run = choose_run(total, longest, units, slots, splits, waves, run)
         length = units * tiles_before(extents, terms, batch, seqlen_q, run, BLOCK_N, AT_ONCE)
         before = tiles_before(extents, terms, b, seqlen_q, run, BLOCK_N, AT_ONCE)
         count = in_runs(tile_counts(extents, terms, b, b < batch, seqlen_q, BLOCK_N), run)
     unit = packed // BLOCK_M * kv_heads + h_kv
-    first, parts, step, first_slot = parts_of(before, unit, units, count, length, slots, late, run)
+    first, parts, step, first_slot = parts_of(before, unit, units, count, length, slots, run)
     if OVERLAP:
         tl.extra.cuda.gdc_wait()
     if parts == 1:
         return
 
-    sums = work + (2 * (slots + late)).to(tl.int64) * (ROWS * (DV0 + DV1))
+    sums = work + (2 * grid).to(tl.int64) * (ROWS * (DV0 + DV1))
     row = packed % BLOCK_M
     acc = tl.zeros([COLUMNS], tl.float32)
     l = tl.sum(acc)
@@ -426,46 +398,38 @@ def merge_kernel(
 class Division(NamedTuple):
     """How the host has the list divided, and what merges its parts.
 
-    slots: programs that run at a time, or all of them; late: further ones, with the late shares.
-    run: tiles of a run, 0 where the device chooses; splits: programs for each output then. parts:
-    those of an output that are merged at a time, 0 where there are none to merge.
+    run: tiles of a run, 0 where the device chooses between `splits` equal runs for each output, in
+    so many `waves`, and a share for each of `slots` programs. parts: those of an output that are
+    merged at a time, 0 where there are none to merge.
     """
 
-    slots: int
-    late: int
+    programs: int
     run: int
     splits: int
+    waves: int
+    slots: int
     parts: int
     columns: int
     warps: int
 
-    @property
-    def programs(self) -> int:
-        """All of them."""
-        return self.slots + self.late
-
 
 def division(problem: AttentionProblem, size: tiles.DecodeTile, cores: int) -> Division:
     """Programs for tiles of one size; a deterministic one depends on each sequence alone."""
-    group = problem.heads // problem.kv_heads
-    units = problem.batch * problem.kv_heads * tiles.cdiv(problem.seqlen_q * group, size.block_m)
+    units = tiles.decode_outputs(problem, size.block_m)
     longest = max(1, tiles.cdiv(problem.seqlen_k, size.block_n))
-    if problem.deterministic:
-        run, merged = tiles.RUN_ALONE, (64, 32, 4)
-    elif longest <= SHORTEST.value:
-        run, merged = longest, (0, 0, 0)
-    else:
-        slots = min(size.programs * cores, units * tiles.cdiv(longest, SHORTEST.value))
-        late = units * longest // LATE.value // SHORTEST.value
-        late = min(late, _LATE_SHARES * slots)
-        parts = min(256, max(8, triton.next_power_of_2(tiles.cdiv(slots, units))))
-        few_rows = problem.batch * problem.heads * problem.seqlen_q < 2 * cores
-        columns = min(4096 // parts, 32 if few_rows else 128)
-        columns = max(16, min(columns, arguments.halves(problem.head_dim_v)[0]))
-        warps = min(4, max(1, parts * columns // 1024))
-        return Division(slots, late, 0, slots // units, parts, columns, warps)
-    splits = tiles.cdiv(longest, run)
-    return Division(units * splits, 0, run, 0, *(merged if splits > 1 else (0, 0, 0)))
+    if problem.deterministic or longest <= SHORTEST.value:
+        run = tiles.RUN_ALONE if problem.deterministic else longest
+        splits = tiles.cdiv(longest, run)
+        programs = units * splits
+        return Division(programs, run, 1, 1, programs, *((64, 32, 4) if splits > 1 else (0, 0, 0)))
+    slots = min(size.programs * cores, units * tiles.cdiv(longest, SHORTEST.value))
+    splits, waves = max(1, slots // units), tiles.cdiv(units, slots)
+    parts = min(256, max(8, triton.next_power_of_2(splits)))
+    few_rows = problem.batch * problem.heads * problem.seqlen_q < 2 * cores
+    columns = min(4096 // parts, 32 if few_rows else 128)
+    columns = max(16, min(columns, arguments.halves(problem.head_dim_v)[0]))
+    warps = min(4, max(1, parts * columns // 1024))
+    return Division(max(slots, units), 0, splits, waves, slots, parts, columns, warps)
 
 
 def registers(size: tiles.DecodeTile) -> int:
@@ -521,8 +485,8 @@ def decode(
         tiles.cdiv(problem.seqlen_q * group, size.block_m),
         split.run,
         split.splits,
+        split.waves,
         split.slots,
-        split.late,
     )
     common = {
         "GROUP": group,
@@ -554,7 +518,7 @@ def decode(
         options: dict[str, Any] = {"num_warps": split.warps, "num_stages": 1}
         if overlap:
             options["launch_pdl"] = True
-        return launch.Plan(programs, results, constants, options)
+        return launch.Plan(programs, (*results, split.programs), constants, options)
 
     call = launch.Call(tensors, problem, config)
     launch.run(decode_kernel, call, (out, lse, work), plan)

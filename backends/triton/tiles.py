@@ -127,12 +127,32 @@ def overlaps(family: str) -> bool:
     return family in _OVERLAPPING and hasattr(cuda, "gdc_wait")
 
 
+def decode_outputs(problem: AttentionProblem, block_m: int) -> int:
+    """Tiles of query rows, over all sequences and kv heads."""
+    rows = problem.seqlen_q * (problem.heads // problem.kv_heads)
+    return problem.batch * problem.kv_heads * cdiv(rows, block_m)
+
+
 def decode(problem: AttentionProblem, device: Device, config: Config) -> DecodeTile:
     rows = problem.seqlen_q * (problem.heads // problem.kv_heads)
     tile = _decode_default(problem, 16 if rows <= 16 else 32 if rows <= 32 else 64)
     if device.family in _ONE_PROGRAM:
         tile = tile._replace(programs=1)
+    elif _few_and_long(problem, device, tile):
+        tile = tile._replace(programs=1, warps=8)
     return tile._replace(**config)
+
+
+def _few_and_long(problem: AttentionProblem, device: Device, tile: DecodeTile) -> bool:
+    """Whether no program goes from one output to the next, during which another would load.
+
+    Then a single one with all warps, and half as much under way, is faster on an H100, but for
+    pages. A deterministic result must not depend on the batch.
+    """
+    few = decode_outputs(problem, tile.block_m) <= multiprocessors(device)
+    measured = tile[1:] == (64, 4, 3, 2) and problem.kv_dtype in (None, problem.dtype)
+    measured = measured and device.family == "sm_90a" and not problem.page_size
+    return few and measured and not problem.deterministic
 
 
 def _decode_default(problem: AttentionProblem, block_m: int) -> DecodeTile:

@@ -349,6 +349,14 @@ def test_a_scale_beyond_float32_is_left_to_triton(plain: Case) -> None:
     assert isinstance(launchers(plan)[0], repeats.ByTriton)
 
 
+@pytest.mark.parametrize("make", MADE)
+def test_without_a_wish(make: Callable[[], Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver launches what it has been seen to launch."""
+    monkeypatch.delenv("PORTATTN_LAUNCH")
+    by = repeats.ByTriton if make is with_tma else driver.Launch
+    assert all(isinstance(each, by) for each in launchers(planned(make())))
+
+
 def test_an_unknown_way_to_launch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORTATTN_LAUNCH", "quickly")
     with pytest.raises(ArgumentError, match="PORTATTN_LAUNCH"):
