@@ -4,15 +4,16 @@ LeanAttention (arXiv 2405.10480): the tiles of keys of all sequences and kv head
 
     sequence 0, head 0: tiles 0 .. T0-1 | sequence 0, head 1: ... | sequence 1, head 0: ... | ...
 
-and each of P programs takes a contiguous run of it, wherever that begins and ends; runs differ by
-one tile at most. Where equal runs that each lie in one head are hardly longer, those are taken. The
-lengths are read on the device, so a captured graph replays with lengths that have grown. The query
-heads of a kv head are packed as rows of one tile: row r is query r // group of head r % group.
+and each of P programs takes a contiguous share of it, wherever that begins and ends; shares differ
+by one tile at most. Where equal runs that each lie in one head take hardly longer, those are taken.
+The lengths are read on the device, so a captured graph replays with lengths that have grown. The
+query heads of a kv head are packed as rows of one tile: row r is query r // group of head
+r % group.
 
-A run that holds an output's whole list writes it. Otherwise it leaves (acc, l, m) in its slot of
+A program that holds an output's whole list writes it. Otherwise it leaves (acc, l, m) in a slot of
 the workspace, and a second kernel merges them in the order of the programs. A program has two
-slots, for an output that began before its run and for one that goes on after it. Where the device
-can, that kernel is launched while this one runs, and waits on the device for its end.
+slots, for an output that began before its share and for one that goes on after it. Where the
+device can, that kernel is launched while this one runs, and waits on the device for its end.
 """
 
 from __future__ import annotations
@@ -468,13 +469,70 @@ def decode(
         return out, lse
     size = tiles.decode(problem, device, config)
     split = division(problem, size, tiles.multiprocessors(device))
-    group = problem.heads // problem.kv_heads
-    dims = arguments.dims(problem)
-    rows = min(size.block_m, triton.next_power_of_2(problem.seqlen_q * group))
-    words = 2 * split.programs * rows * (dims["DV0"] + dims["DV1"] + 2) if split.parts else 16
+    words = workspace(problem, size) * split.programs if split.parts else 1
     work = q.new_empty(words, dtype=torch.float32)
+    call = launch.Call(tensors, problem, config)
+    written = out, lse, work
     overlap = tiles.overlaps(device.family)
-    results = (
+
+    def shared() -> _Shared:
+        return _shared(tensors, problem, size, split, (out, lse), overlap)
+
+    def plan() -> launch.Plan:
+        args, constants = shared()
+        operands = (("q", q), ("k", tensors.k), ("v", tensors.v))
+        given = (arguments.rows(launch.operand(name), tensor) for name, tensor in operands)
+        constants |= {
+            **arguments.switches(tensors, problem),
+            **{name: dim for name, dim in arguments.dims(problem).items() if name[:2] != "DV"},
+            "HIDDEN": hides_keys(problem),
+        }
+        options = {**size.options, "maxnreg": registers(size)} if overlap else size.options
+        return launch.Plan(split.programs, (*given, *args), constants, options)
+
+    def plan_merge() -> launch.Plan:
+        args, constants = shared()
+        rows = problem.batch * problem.heads * problem.seqlen_q
+        programs = rows * tiles.cdiv(problem.head_dim_v, split.columns)
+        constants |= {"PARTS": split.parts, "COLUMNS": split.columns}
+        options: dict[str, Any] = {"num_warps": split.warps, "num_stages": 1}
+        if overlap:
+            options["launch_pdl"] = True
+        return launch.Plan(programs, (*args, split.programs), constants, options)
+
+    launch.run(decode_kernel, call, written, plan)
+    if split.parts:
+        launch.run(merge_kernel, call, written, plan_merge)
+    return out, lse
+
+
+def _packed_rows(problem: AttentionProblem, size: tiles.DecodeTile) -> int:
+    """Rows of a tile that a part has."""
+    rows = problem.seqlen_q * (problem.heads // problem.kv_heads)
+    return min(size.block_m, int(triton.next_power_of_2(rows)))
+
+
+def workspace(problem: AttentionProblem, size: tiles.DecodeTile) -> int:
+    """float32 words of a program's two slots."""
+    dims = arguments.dims(problem)
+    return 2 * _packed_rows(problem, size) * (dims["DV0"] + dims["DV1"] + 2)
+
+
+_Shared = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _shared(
+    tensors: AttentionTensors,
+    problem: AttentionProblem,
+    size: tiles.DecodeTile,
+    split: Division,
+    results: tuple[Tensor, Tensor],
+    overlap: bool,
+) -> _Shared:
+    """The arguments and constants that both kernels have."""
+    out, lse = results
+    group = problem.heads // problem.kv_heads
+    args = (
         arguments.rows(launch.further(0), out),
         arguments.vector(launch.further(1), lse),
         launch.further(2),
@@ -488,40 +546,15 @@ def decode(
         split.waves,
         split.slots,
     )
-    common = {
+    dims = arguments.dims(problem)
+    constants = {
         "GROUP": group,
+        **{name: dims[name] for name in ("DV", "DV0", "DV1")},
         "BLOCK_M": size.block_m,
         "BLOCK_N": size.block_n,
-        "ROWS": rows,
+        "ROWS": _packed_rows(problem, size),
         "AT_ONCE": min(_SEQUENCES_AT_ONCE, triton.next_power_of_2(problem.batch)),
         "ONCE": problem.batch <= _SEQUENCES_AT_ONCE,
         "OVERLAP": overlap,
     }
-
-    def plan() -> launch.Plan:
-        args = (
-            arguments.rows(launch.operand("q"), q),
-            arguments.rows(launch.operand("k"), tensors.k),
-            arguments.rows(launch.operand("v"), tensors.v),
-            *results,
-        )
-        constants = {**common, **dims, **arguments.switches(tensors, problem)}
-        constants["HIDDEN"] = hides_keys(problem)
-        options = {**size.options, "maxnreg": registers(size)} if overlap else size.options
-        return launch.Plan(split.programs, args, constants, options)
-
-    def plan_merge() -> launch.Plan:
-        values = {name: dims[name] for name in ("DV", "DV0", "DV1")}
-        constants = {**common, **values, "PARTS": split.parts, "COLUMNS": split.columns}
-        rows = problem.batch * problem.heads * problem.seqlen_q
-        programs = rows * tiles.cdiv(problem.head_dim_v, split.columns)
-        options: dict[str, Any] = {"num_warps": split.warps, "num_stages": 1}
-        if overlap:
-            options["launch_pdl"] = True
-        return launch.Plan(programs, (*results, split.programs), constants, options)
-
-    call = launch.Call(tensors, problem, config)
-    launch.run(decode_kernel, call, (out, lse, work), plan)
-    if split.parts:
-        launch.run(merge_kernel, call, (out, lse, work), plan_merge)
-    return out, lse
+    return args, constants
