@@ -12,15 +12,20 @@ import ctypes
 import functools
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import triton
 from triton import knobs
 
-from portattn.backends.common.launch import Slot
+from portattn.backends.common.parameters import (
+    TYPES,
+    Parameter,
+    Unsuited,
+    flatten,
+    hidden_parameters,
+)
 from portattn.errors import ArgumentError, LaunchError
 
 
@@ -34,16 +39,10 @@ def current_stream(device: int) -> int:
     return 0
 
 
-def capturing() -> bool:
-    """Whether launches on the current stream become part of a graph."""
-    return False
-
-
 if torch.backends.cuda.is_built():
     # Torch's own functions behind torch.cuda's, which take microseconds.
     current_device = torch._C._cuda_getDevice
     current_stream = torch._C._cuda_getCurrentRawStream
-    capturing = torch._C._cuda_isCurrentStreamCapturing
 
 Empty = Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], torch.Tensor]
 
@@ -80,10 +79,6 @@ def wanted() -> str:
     return value
 
 
-class Unsuited(Exception):
-    """Why a kernel's launches are left to Triton's launcher."""
-
-
 class _Config(ctypes.Structure):
     """CUlaunchConfig."""
 
@@ -109,35 +104,9 @@ _OVERLAP = 6
 _WORD = 8
 # Of a CUtensorMap: its bytes, and what its address is a multiple of.
 _MAP, _ALIGNED = 128, 64
-# struct's letter, and the types that such a parameter may have in PTX.
-_TYPES = {
-    "*": ("Q", {"u64", "b64"}),
-    "i32": ("i", {"u32", "s32", "b32"}),
-    "i64": ("q", {"u64", "s64", "b64"}),
-    "fp32": ("f", {"f32", "b32"}),
-    "fp64": ("d", {"f64", "b64"}),
-    "map": ("", {"align"}),
-}
-# Triton's own parameters behind the kernel's: global scratch memory, and a profiler's.
-_HIDDEN = 2
-# Beyond this, releases that know such chips ask the driver for it in a way of their own.
-_SHARED = 228 * 1024
-
-
 _CONFIG = ctypes.sizeof(_Config)
 # The memory of a launch, the arguments of cuLaunchKernelEx, and the maps in it.
 _Memory = tuple[Any, tuple[ctypes.c_void_p, ...], list[ctypes.c_void_p]]
-
-
-class Parameter(NamedTuple):
-    """A compiled kernel's parameter: its type in Triton, its value or its pointer's slot.
-
-    Of type "map" it is a TMA descriptor over the slot's tensor, with what Triton says of its boxes.
-    """
-
-    type: str
-    value: Any
-    boxes: Mapping[str, Any] | None = None
 
 
 class Launch:
@@ -160,7 +129,8 @@ class Launch:
         places: where the pointer of each slot will be among those that a launch is given.
         """
         self._parameters = tuple(flatten(compiled, arguments))
-        self._hidden = _hidden(compiled, [parameter.type for parameter in self._parameters])
+        types = [parameter.type for parameter in self._parameters]
+        self._hidden = hidden_parameters(compiled, types)
         if not 0 < programs < 2**31:
             raise Unsuited(f"a grid of {programs} programs")
         self.compiled, self.device = compiled, device
@@ -170,6 +140,8 @@ class Launch:
             *[places[slot] for slot in self.slots]
         )
         maps = [parameter for parameter in self._parameters if parameter.type == "map"]
+        if maps and wanted() == "auto":
+            raise Unsuited("TMA descriptors by the driver haven't been seen on a GPU")
         self._mapped = [places[parameter.value.index] for parameter in maps]
         # First the maps, then the configuration and behind it the pointers, a null and the values.
         self._config = _MAP * len(maps)
@@ -233,7 +205,7 @@ class Launch:
             else:
                 at = null + _WORD * (1 + index)
                 try:
-                    struct.pack_into("=" + _TYPES[kind][0], image, at, value)
+                    struct.pack_into("=" + TYPES[kind][0], image, at, value)
                 except (OverflowError, struct.error) as error:
                     raise Unsuited(f"{value} as {kind}: {error}") from error
                 offsets.append(at)
@@ -296,61 +268,6 @@ def describe(status: int) -> tuple[str, str]:
     return texts[0], texts[1]
 
 
-def flatten(compiled: Any, arguments: Sequence[Any]) -> Iterator[Parameter]:
-    """The parameters of a compiled kernel in order, constants left out, tuples opened.
-
-    `arguments` are a launch's first ones; those after them must all be constants.
-    """
-    signature = getattr(getattr(compiled, "src", None), "signature", None)
-    if not isinstance(signature, Mapping):
-        raise Unsuited("Triton doesn't say which parameters the kernel has")
-    types = tuple(signature.values())
-    if any(kind != "constexpr" for kind in types[len(arguments) :]):
-        raise Unsuited("a constant of the kernel was compiled as a parameter")
-    boxes = iter(getattr(compiled.metadata, "tensordesc_meta", None) or ())
-    yield from _flatten(types[: len(arguments)], arguments, boxes)
-
-
-def _flatten(
-    types: Sequence[Any], values: Sequence[Any], boxes: Iterator[Any]
-) -> Iterator[Parameter]:
-    for kind, value in zip(types, values, strict=True):
-        if isinstance(kind, tuple) and isinstance(value, tuple) and len(kind) == len(value):
-            yield from _flatten(kind, value, boxes)
-        elif kind == "constexpr" and not isinstance(value, (Slot, tuple)):
-            continue
-        elif isinstance(kind, str) and kind.startswith("*") and isinstance(value, Slot):
-            yield Parameter("*", value)
-        elif isinstance(kind, str) and kind.startswith("tensordesc") and isinstance(value, Slot):
-            yield from _described(kind, value, next(boxes, None))
-        elif kind in _TYPES and isinstance(value, (int, float)):
-            yield Parameter(kind, value)
-        else:
-            raise Unsuited(f"a parameter of type {kind} for {value}")
-
-
-def _described(kind: str, slot: Any, boxes: Any) -> Iterator[Parameter]:
-    """A TMA descriptor, and the shape and strides that follow it."""
-    if wanted() == "auto":
-        raise Unsuited("TMA descriptors by the driver haven't been seen on a GPU")
-    if not triton.__version__.startswith(_KNOWN_MAPS):
-        raise Unsuited(f"how Triton {triton.__version__} describes tensors hasn't been compared")
-    known = _MAP_TYPES.get(kind.removeprefix("tensordesc<").partition("[")[0])
-    if not isinstance(boxes, Mapping) or boxes.get("fp4_padded") or known is None:
-        raise Unsuited(f"a descriptor of type {kind} with {boxes}")
-    yield Parameter("map", slot, {**boxes, "type": known})
-    for size in slot.shape:
-        yield Parameter("i32", size)
-    for stride in slot.strides:
-        yield Parameter("i64", stride)
-
-
-# The releases whose descriptors were compared with ours, byte by byte.
-_KNOWN_MAPS = ("3.6.",)
-# CUtensorMapDataType.
-_MAP_TYPES = {"fp16": 6, "bf16": 9}
-
-
 def _encode(at: ctypes.c_void_p, parameter: Parameter) -> None:
     """Write a TMA descriptor over no memory yet; raises Unsuited where the driver can't.
 
@@ -373,40 +290,3 @@ def _encode(at: ctypes.c_void_p, parameter: Parameter) -> None:
 
 # CU_TENSOR_MAP_L2_PROMOTION_L2_128B; an aligned address that stands for none.
 _L2_128, _NOWHERE = 2, 1 << 20
-
-
-def _hidden(compiled: Any, types: Sequence[str]) -> int:
-    """How many parameters the compiled kernel has beyond those of the given types, all null."""
-    meta = compiled.metadata
-    for name, usual in _USUAL.items():
-        if getattr(meta, name, usual) != usual:
-            raise Unsuited(f"{name} is {getattr(meta, name)}")
-    if meta.shared > _SHARED:
-        raise Unsuited(f"{meta.shared} bytes of shared memory")
-    found = ptx_parameters(compiled.asm.get("ptx", ""), meta.name)
-    hidden = found[len(types) :]
-    expected = [_TYPES[kind][1] for kind in types] + [_TYPES["*"][1]] * len(hidden)
-    matches = len(found) == len(expected) and all(map(set.__contains__, expected, found))
-    if not matches or len(hidden) > _HIDDEN:
-        raise Unsuited(f"compiled parameters {found} where {list(types)} were given")
-    return len(hidden)
-
-
-# A kernel's metadata, where a launch is nothing but a grid, parameters and shared memory.
-_USUAL: dict[str, Any] = {
-    "num_ctas": 1,
-    "launch_cooperative_grid": False,
-    "global_scratch_size": 0,
-    "profile_scratch_size": 0,
-    "instrumentation_mode": "",
-    "warp_size": 32,
-}
-
-
-def ptx_parameters(ptx: str, name: str) -> list[str]:
-    """The types of a kernel's parameters by its PTX, such as u64; a struct's is "align"."""
-    _, found, rest = ptx.partition(f".entry {name}(")
-    if not found:
-        raise Unsuited(f"no PTX of {name}")
-    lines = rest.partition(")")[0].split(",")
-    return [line.split()[1].lstrip(".") for line in lines if line.strip()]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from portattn.backends.common import driver, launch
 from portattn.backends.common.launch import OPERANDS
+from portattn.backends.common.parameters import Unsuited
 from portattn.dispatch.backend import AttentionTensors, Config
 from portattn.dispatch.problem import AttentionProblem
 
@@ -152,7 +153,7 @@ def _launcher(prepared: Any, places: Mapping[int, int], device: int) -> Launch:
             return driver.Launch(
                 prepared.compiled, prepared.plan.programs, prepared.plan.args, places, device
             )
-        except driver.Unsuited as reason:
+        except Unsuited as reason:
             _explain(prepared.kernel.fn.__name__, str(reason))
     return ByTriton(prepared, places)
 

@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.driver import CudaLauncher, CudaUtils
 
 import portattn
-from portattn.backends.common import driver, launch, repeats
+from portattn.backends.common import driver, launch, parameters, repeats
 from portattn.dispatch import registry
 from portattn.dispatch.backend import AttentionTensors
 from portattn.dispatch.device import Device
@@ -200,7 +200,7 @@ def plain() -> Case:
 
 
 MADE = [dense, packed_with_features, paged]
-if triton.__version__.startswith(driver._KNOWN_MAPS):
+if triton.__version__.startswith(parameters.KNOWN_MAPS):
     MADE.append(with_tma)
 
 
@@ -308,7 +308,7 @@ def test_threads_dont_share_parameters(plain: Case) -> None:
     "change", [{"num_ctas": 2}, {"global_scratch_size": 8}, {"name": "gone"}, {"shared": 2**20}]
 )
 def test_what_is_unusual_is_left_to_triton(plain: Case, change: dict[str, Any]) -> None:
-    with pytest.raises(driver.Unsuited):
+    with pytest.raises(parameters.Unsuited):
         _changed(plain, lambda ptx: ptx, **change)
 
 
@@ -322,7 +322,7 @@ def test_what_is_unusual_is_left_to_triton(plain: Case, change: dict[str, Any]) 
     ],
 )
 def test_parameters_that_differ_are_left_to_triton(plain: Case, old: str, new: str) -> None:
-    with pytest.raises(driver.Unsuited, match="compiled parameters"):
+    with pytest.raises(parameters.Unsuited, match="compiled parameters"):
         _changed(plain, lambda ptx: ptx.replace(old, new, 1))
 
 
