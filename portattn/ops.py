@@ -45,9 +45,9 @@ def attend(
     """
     q, k, v = tensors.q, tensors.k, tensors.v
     if (
-        not _SCALARS.issuperset(map(type, scalars))
-        or _is_traced(q, k, v)
+        _is_traced(q, k, v)
         or _needs_gradients(q, k, v, tensors.bias, tensors.sinks)
+        or not _SCALARS.issuperset(map(type, scalars))
     ):
         return forward(tensors, options())
     key = calls.repeat_key(scalars, tensors)
