@@ -411,6 +411,45 @@ def timeline(bench: Bench) -> None:
         bench.options.out.write_text(json.dumps(bench.record) + "\n")
 
 
+def draw(record: Path, picture: Path) -> None:
+    """Two lanes, what computes and what communicates, for each form replayed from a graph."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    told = json.loads(record.read_text())
+    forms = {
+        key: spans for row in told["rows"] for key, spans in row.items() if key.endswith(" graph")
+    }
+    figure, axes = pyplot.subplots(len(forms), 1, sharex=True, figsize=(11, 1.8 * len(forms)))
+    for axis, (form, spans) in zip(axes, forms.items(), strict=True):
+        # What stands before the first product makes the ranks begin together.
+        products = [span for span in spans if "nvjet" in span["name"] or "gemm" in span["name"]]
+        begin = products[0]["begin"]
+        # Of two calls in a row the first: half of the products.
+        end = products[len(products) // 2]["begin"]
+        for span in spans:
+            if not begin <= span["begin"] < end or span["us"] < 2.0:
+                continue
+            computes = span in products
+            remote = "nccl" in span["name"] or "PtoP" in span["name"]
+            color = "tab:blue" if computes else "tab:orange" if remote else "tab:gray"
+            axis.barh(
+                0 if computes else 1,
+                span["us"],
+                left=span["begin"] - begin,
+                color=color,
+                edgecolor="white",
+                linewidth=0.5,
+            )
+        axis.set_yticks([0, 1], ["products", "transfers"])
+        axis.set_title(f"{told['rows'][0]['shape']}, {told['rows'][0]['tokens']} tokens: {form}")
+    axes[-1].set_xlabel("microseconds on rank 0")
+    figure.tight_layout()
+    figure.savefig(picture, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("parallel.json"))
@@ -427,7 +466,11 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--stack-tokens", nargs="*", type=int, default=[4096, 8192, 16384])
     parser.add_argument("--seconds", type=float, default=100.0, help="begin nothing after that")
+    parser.add_argument("--plot", type=Path, help="draw the timeline that --out holds; no GPU")
     options = parser.parse_args()
+    if options.plot is not None:
+        draw(options.out, options.plot)
+        return
     bench = Bench(options)
     if options.what == "stack":
         stack(bench)
