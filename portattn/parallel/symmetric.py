@@ -9,7 +9,7 @@ added outside of them, and the host waits for nothing.
     send           A.0 > peer | A.1 > peer  |    A.2 > peer                     its peer owns A
     fetch                            A.0 < peer      A.1 < peer      A.2 < peer
 
-A rank is a block ahead with the others' rows, so that parts have come when they are added.
+A rank is a block or two ahead with the others' rows, so that parts have come when they are added.
 
 One memory serves call after call without a barrier between. A rank's call is over when it has
 fetched every other's sums, so what it then sends finds the parts of the call before added; and a

@@ -57,9 +57,8 @@ def test_ahead_computes_the_same_and_its_own_after_the_others(
         assert sorted(ahead, key=repr) == sorted(plan.order(rank), key=repr)
         for number, block in enumerate(ahead):
             if block.owner == rank:
-                # Of this piece and the next, all of the others' are done.
                 done = [other for other in ahead[:number] if other.owner != rank]
-                assert len(done) == (ranks - 1) * min(block.piece + 2, len(pieces))
+                assert len(done) == (ranks - 1) * min(block.piece + plan.lead + 1, len(pieces))
 
 
 def test_pieces_where_it_does() -> None:
