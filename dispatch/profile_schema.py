@@ -127,8 +127,8 @@ class Links(_Model):
 
 
 class When(_Model):
-    """Conditions on a problem; all that are given must hold. gqa is query heads per kv head, and
-    page_size 0 without pages.
+    """Conditions on a problem; all that are given must hold. gqa is query heads per kv head,
+    page_size 0 without pages, and more_keys that seqlen_k is beyond seqlen_q.
     """
 
     # Lax: YAML's lists become tuples, which nobody can change.
@@ -136,6 +136,7 @@ class When(_Model):
     layout: Literal["dense", "varlen", "cache"] | None = None
     causal: bool | None = None
     window: bool | None = None
+    more_keys: bool | None = None
     head_dim: _Size | None = None
     head_dim_v: _Size | None = None
     batch: _Size | None = None
@@ -167,6 +168,8 @@ def fact(problem: AttentionProblem, name: str) -> Any:
         return str(problem.dtype).removeprefix("torch.")
     if name == "window":
         return "window" in problem.features
+    if name == "more_keys":
+        return problem.seqlen_k > problem.seqlen_q
     if name == "gqa":
         return problem.heads // problem.kv_heads
     return getattr(problem, name)

@@ -22,7 +22,8 @@ _HEAD_DIMS = {64: {"max": 64}, 128: {"min": 65, "max": 128}, 256: {"min": 129, "
 class Target:
     """A problem to measure and the conditions of the rules that it decides.
 
-    `kindred` are classes that take the same configuration unmeasured: float16 that of bfloat16.
+    `kindred` are classes that take the same configuration unmeasured: float16 that of bfloat16,
+    packed sequences that of dense ones.
     `name` is words joined by "-", any of which select it.
     """
 
@@ -114,19 +115,28 @@ def _target(shape: _Shape, head_dim: int, dtype: str) -> Target:
         "head_dim_v": {"max": head_dim},
         **shape.lengths,
     }
+    own, others = conditions, list[dict[str, Any]]()
     if shape.by_causal:
         conditions["causal"] = causal
+        # A library's kernel for these may refuse what is packed, or rows that end at the last key:
+        # its time says nothing of the one that runs then.
+        own = {**conditions, "layout": "dense"}
+        others.append({**conditions, "layout": "varlen"})
+        if causal:
+            others.append({**own, "more_keys": True})
+            own["more_keys"] = False
     words = [shape.operation, f"d{head_dim}", f"b{shape.batch}", str(shape.seqlen_k), dtype]
     if shape.operation != "decode":
         words.insert(1, "causal" if causal else "full")
     elif shape.page_size:
         words.insert(1, "paged")
-    kindred = ("float16",) if dtype == "bfloat16" else ()
+    dtypes = (dtype, "float16") if dtype == "bfloat16" else (dtype,)
+    kindred = [(name, also) for name in dtypes for also in (own, *others)][1:]
     return Target(
         name="-".join(words),
         problem=problem,
-        when=When.model_validate({"dtype": dtype, **conditions}),
-        kindred=tuple(When.model_validate({"dtype": name, **conditions}) for name in kindred),
+        when=When.model_validate({"dtype": dtype, **own}),
+        kindred=tuple(When.model_validate({"dtype": name, **also}) for name, also in kindred),
     )
 
 

@@ -89,6 +89,8 @@ def _meeting(when: When, problem: AttentionProblem) -> AttentionProblem:
             value = getattr(torch, value if isinstance(value, str) else value[0], problem.dtype)
         elif name == "window":
             value = (64, 0) if value else ((-1, 0) if problem.causal else (-1, -1))
+        elif name == "more_keys":
+            name, value = "seqlen_k", problem.seqlen_q * (2 if value else 1)
         elif name == "gqa":
             name, value = "heads", value * problem.kv_heads
         elif name == "heads":

@@ -83,6 +83,8 @@ def meeting(rule: Rule) -> AttentionProblem:
             value = getattr(torch, value if isinstance(value, str) else value[0])
         if name == "window":
             value = (16, 0) if value else (-1, -1)
+        if name == "more_keys":
+            name, value = "seqlen_k", PROBLEM.seqlen_q * (2 if value else 1)
         if name == "gqa":
             name, value = "heads", value * PROBLEM.kv_heads
         changes[name] = value
@@ -224,6 +226,7 @@ def test_a_rule_says_what_it_is_based_on(write: Write, whole: str) -> None:
         ({"layout": "varlen"}, {"layout": "varlen"}),
         ({"causal": True}, {"causal": True}),
         ({"window": True}, {"window": (4, -1)}),
+        ({"more_keys": True}, {"seqlen_q": 8, "seqlen_k": 9}),
         ({"head_dim": 96}, {"head_dim": 96}),
         ({"head_dim_v": 96}, {"head_dim_v": 96}),
         ({"batch": {"min": 4}}, {"batch": 4}),
