@@ -40,8 +40,8 @@ def options(
     softcap: float,
     dropout_p: float = 0.0,
     deterministic: bool = False,
-    max_seqlen_q: int = 0,
-    max_seqlen_k: int = 0,
+    max_seqlen_q: int | Tensor = 0,
+    max_seqlen_k: int | Tensor = 0,
     backend: str | None = None,
 ) -> Options:
     """Fill the defaults: scale from the head dim, causal as a window that ends at the diagonal."""
@@ -61,6 +61,31 @@ def options(
         max_seqlen_q,
         max_seqlen_k,
         backend,
+    )
+
+
+# causal, softmax_scale, window left and right, softcap, dropout_p, deterministic, max_seqlen_q,
+# max_seqlen_k, backend: as they were given.
+Scalars = tuple[
+    bool, float | None, int, int, float, float, bool, int | Tensor, int | Tensor, str | None
+]
+
+
+def from_scalars(q: Tensor, scalars: Scalars) -> Options:
+    """The options of a call."""
+    causal, softmax_scale, left, right, softcap, dropout_p, deterministic = scalars[:7]
+    max_seqlen_q, max_seqlen_k, backend = scalars[7:]
+    return options(
+        q,
+        causal=causal,
+        softmax_scale=softmax_scale,
+        window_size=(left, right),
+        softcap=softcap,
+        dropout_p=dropout_p,
+        deterministic=deterministic,
+        max_seqlen_q=max_seqlen_q,
+        max_seqlen_k=max_seqlen_k,
+        backend=backend,
     )
 
 

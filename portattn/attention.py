@@ -63,20 +63,10 @@ def attention(
     )
     if dropout_p:
         tensors.rng_state = _rng_state(q)
-    scalars = (causal, softmax_scale, *window_size, softcap, dropout_p, deterministic, backend)
+    left, right = window_size
     out, lse = ops.attend(
-        scalars,
+        (causal, softmax_scale, left, right, softcap, dropout_p, deterministic, 0, 0, backend),
         tensors,
-        lambda: arguments.options(
-            q,
-            causal=causal,
-            softmax_scale=softmax_scale,
-            window_size=window_size,
-            softcap=softcap,
-            dropout_p=dropout_p,
-            deterministic=deterministic,
-            backend=backend,
-        ),
     )
     return (out, lse) if return_lse else out
 
@@ -128,26 +118,12 @@ def attention_varlen(
     )
     if dropout_p:
         tensors.rng_state = _rng_state(q)
-    lengths = max_seqlen_q, max_seqlen_k
+    left, right = window_size
     scalars = (
-        causal, softmax_scale, *window_size, softcap, dropout_p, deterministic, *lengths, backend
+        causal, softmax_scale, left, right, softcap, dropout_p, deterministic,
+        max_seqlen_q, max_seqlen_k, backend,
     )  # fmt: skip
-    out, lse = ops.attend(
-        scalars,
-        tensors,
-        lambda: arguments.options(
-            q,
-            causal=causal,
-            softmax_scale=softmax_scale,
-            window_size=window_size,
-            softcap=softcap,
-            dropout_p=dropout_p,
-            deterministic=deterministic,
-            max_seqlen_q=max_seqlen_q,
-            max_seqlen_k=max_seqlen_k,
-            backend=backend,
-        ),
-    )
+    out, lse = ops.attend(scalars, tensors)
     return (out, lse) if return_lse else out
 
 
@@ -184,31 +160,20 @@ def attention_with_kvcache(
     exact = not (bias is None and mask is None)
 
     scores = bias, mask, alibi_slopes, sinks
-
-    def options() -> arguments.Options:
-        return arguments.options(
-            q,
-            causal=causal,
-            softmax_scale=softmax_scale,
-            window_size=window_size,
-            softcap=softcap,
-            deterministic=deterministic,
-            max_seqlen_k=longest,
-            backend=backend,
-        )
-
+    left, right = window_size
+    given = (causal, softmax_scale, left, right, softcap, 0.0, deterministic, 0)
     if k is not None and v is not None:
         # A call that can't run must leave the cache as it was; a compiled one was tried before.
         if not torch.compiler.is_compiling():
             view = cache.view()
             longest = view.max_seqlen_k + k.shape[1]
             longest = longest if exact else _bound(longest)
-            calls.decide("decode", _cached(q, view, scores), options())
+            options = arguments.from_scalars(q, (*given, longest, backend))
+            calls.decide("decode", _cached(q, view, scores), options)
         cache.append(k, v)
     view = cache.view()
     longest = view.max_seqlen_k if exact else _bound(view.max_seqlen_k)
-    scalars = (causal, softmax_scale, *window_size, softcap, deterministic, longest, backend)
-    out, lse = ops.attend(scalars, _cached(q, view, scores), options)
+    out, lse = ops.attend((*given, longest, backend), _cached(q, view, scores))
     return (out, lse) if return_lse else out
 
 

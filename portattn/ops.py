@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from portattn import calls
-from portattn.arguments import Options
+from portattn.arguments import Options, Scalars, from_scalars
 from portattn.dispatch import select
 from portattn.dispatch.backend import AttentionTensors
 
@@ -36,10 +36,8 @@ torch.library.define(
 )
 
 
-def attend(
-    scalars: tuple[Any, ...], tensors: AttentionTensors, options: Callable[[], Options]
-) -> tuple[Tensor, Tensor]:
-    """(out, lse), as `forward`; `scalars` are what the options are made from.
+def attend(scalars: Scalars, tensors: AttentionTensors) -> tuple[Tensor, Tensor]:
+    """(out, lse), as `forward`, with the options that the scalars stand for.
 
     A call like an earlier one is recognised by its arguments as they were given.
     """
@@ -49,13 +47,13 @@ def attend(
         or _needs_gradients(q, k, v, tensors.bias, tensors.sinks)
         or not _SCALARS.issuperset(map(type, scalars))
     ):
-        return forward(tensors, options())
+        return forward(tensors, from_scalars(q, scalars))
     key = calls.repeat_key(scalars, tensors)
     results = calls.repeat(key, tensors)
     if results is None:
-        made = options()
-        results = forward(tensors, made)
-        calls.remember(key, tensors, made)
+        options = from_scalars(q, scalars)
+        results = forward(tensors, options)
+        calls.remember(key, tensors, options)
     return results
 
 
