@@ -188,11 +188,12 @@ def _in_chunks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def test_out_of_memory_is_torchs_error_and_leaves_nothing(backend: str) -> None:
     if "forward" not in registry.load(backend).capability.operations:
         pytest.skip(f"{backend} has no forward")
-    # Large enough that it lies in a block of the allocator's of its own.
+    # Large enough that it lies in a segment of its own, where no larger one is kept for reuse.
+    gc.collect()
+    torch.cuda.empty_cache()
     q = normal(1, 65536, 16, 64)
     portattn.attention(q, q, q, backend=backend)
     torch.cuda.synchronize()
-    gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     total = torch.cuda.get_device_properties(0).total_memory
