@@ -241,7 +241,7 @@ class OffloadEngine:
         k, v, table, flushed = store.hosted(layer)
         buffers = self._buffers_for(layer, call, v.shape[-1])
         # On its way before the device is given more to do.
-        arrived = link.download(buffers.q, exact(call.q))
+        arrived = link.download(buffers.q, exact(call.q).contiguous(), urgent=True)
         prefix, host, _ = store.parts(layer)
         start, stop = prefix + first * store.page_size, prefix + host
         length = store.length(layer)
@@ -278,8 +278,8 @@ class OffloadEngine:
         self.metrics.wait_seconds += time.perf_counter() - begun
         link, device = self.store.link, self.store.device
         on_device = torch.empty_like(out, device=device), torch.empty_like(lse, device=device)
-        link.upload(on_device[0], out)
-        event = link.upload(on_device[1], lse)
+        link.upload(on_device[0], out, urgent=True)
+        event = link.upload(on_device[1], lse, urgent=True)
         self._buffers_for(layer, call, out.shape[-1]).returned = event
         link.before_computation(event)
         return on_device

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -28,11 +30,14 @@ class Link(Protocol):
     device: torch.device
     pins: bool  # whether copies gain from page-locked memory
 
-    def upload(self, target: Tensor, source: Tensor, after: Event | None = None) -> Event:
-        """Host to device; `after` is another event to wait for."""
+    def upload(
+        self, target: Tensor, source: Tensor, after: Event | None = None, *, urgent: bool = False
+    ) -> Event:
+        """Host to device; `after` is another event to wait for. An urgent copy is small and isn't
+        queued behind those that aren't."""
         ...
 
-    def download(self, target: Tensor, source: Tensor) -> Event:
+    def download(self, target: Tensor, source: Tensor, *, urgent: bool = False) -> Event:
         """Device to host."""
         ...
 
@@ -76,11 +81,13 @@ class HostLink:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def upload(self, target: Tensor, source: Tensor, after: Event | None = None) -> Event:
+    def upload(
+        self, target: Tensor, source: Tensor, after: Event | None = None, *, urgent: bool = False
+    ) -> Event:
         target.copy_(source)
         return DONE
 
-    def download(self, target: Tensor, source: Tensor) -> Event:
+    def download(self, target: Tensor, source: Tensor, *, urgent: bool = False) -> Event:
         target.copy_(source)
         return DONE
 
@@ -97,24 +104,29 @@ class HostLink:
         return None
 
 
+# A layer's queries arrive within this; time.sleep takes some 60 us however little is asked for.
+_SPIN_SECONDS = 1e-3
+
+
 class _CudaEvent:
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self.event = torch.cuda.Event()
         self.event.record(stream)
 
     def done(self, timeout: float) -> bool:
-        # Polled, because CUDA has no wait with a limit; first quickly, a layer takes microseconds.
-        end, pause = time.monotonic() + timeout, 0.0
+        # Polled, because CUDA has no wait with a limit. sleep(0) lets other threads have Python.
+        begun = time.monotonic()
         while not self.event.query():
-            if time.monotonic() > end:
+            waited = time.monotonic() - begun
+            if waited > timeout:
                 return False
-            time.sleep(pause)
-            pause = min(pause + 2e-6, 1e-3)
+            time.sleep(0.0 if waited < _SPIN_SECONDS else min(waited / 16, 1e-3))
         return True
 
 
 class CudaLink:
-    """A stream for each direction beside the current one; nothing synchronises the device."""
+    """A stream for each direction and one for small copies, beside the current one; nothing
+    synchronises the device."""
 
     pins = True
 
@@ -122,14 +134,19 @@ class CudaLink:
         self.device = device
         self._up = torch.cuda.Stream(device)
         self._down = torch.cuda.Stream(device)
+        # A result of some KB must not wait for the next layer's pages, which take a layer's time.
+        self._urgent = torch.cuda.Stream(device, priority=-1)
 
-    def upload(self, target: Tensor, source: Tensor, after: Event | None = None) -> Event:
+    def upload(
+        self, target: Tensor, source: Tensor, after: Event | None = None, *, urgent: bool = False
+    ) -> Event:
+        stream = self._urgent if urgent else self._up
         if isinstance(after, _CudaEvent):
-            self._up.wait_event(after.event)
-        return self._copy(self._up, target, source, target)
+            stream.wait_event(after.event)
+        return self._copy(stream, target, source, target)
 
-    def download(self, target: Tensor, source: Tensor) -> Event:
-        return self._copy(self._down, target, source, source)
+    def download(self, target: Tensor, source: Tensor, *, urgent: bool = False) -> Event:
+        return self._copy(self._urgent if urgent else self._down, target, source, source)
 
     def _copy(
         self, stream: torch.cuda.Stream, target: Tensor, source: Tensor, on_device: Tensor
@@ -149,10 +166,28 @@ class CudaLink:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def register(self, address: int, size: int) -> str | None:
-        # 0 is cudaHostRegisterDefault.
-        runtime = torch.cuda.cudart()
-        code = runtime.cudaHostRegister(address, size, 0)
-        return None if int(code) == 0 else f"cudaHostRegister: {runtime.cudaGetErrorString(code)}"
+        # Any call of the runtime makes the device's context this thread's.
+        torch.cuda.current_stream(self.device).query()
+        driver = _driver()
+        code = driver.cuMemHostRegister_v2(address, size, _REGISTER_PORTABLE)
+        if code == 0:
+            return None
+        words = ctypes.c_char_p()
+        driver.cuGetErrorString(code, ctypes.byref(words))
+        return f"cuMemHostRegister: {(words.value or b'unknown error').decode()} ({code})"
 
     def unregister(self, address: int) -> None:
-        torch.cuda.cudart().cudaHostUnregister(address)
+        _driver().cuMemHostUnregister(address)
+
+
+_REGISTER_PORTABLE = 1
+
+
+@cache
+def _driver() -> ctypes.CDLL:
+    """The driver's own entries: a refusal by the runtime's would be reported by the next kernel."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    driver.cuMemHostRegister_v2.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]
+    driver.cuMemHostUnregister.argtypes = [ctypes.c_void_p]
+    driver.cuGetErrorString.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)]
+    return driver

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -114,6 +115,9 @@ class Arena:
         self._register = register
         self._unregister = unregister or (lambda address: None)
         self._locked: list[int] = []
+        # A range must not go back to the kernel while the driver holds it page-locked.
+        self._unlock = weakref.finalize(self, _unlock, self._locked, self._unregister)
+        self._unlock.atexit = False
 
     def region(self, index: int) -> Tensor:
         """The bytes of one region, committed or not."""
@@ -149,8 +153,12 @@ class Arena:
 
     def close(self) -> None:
         """Give the memory back; views of it that live on keep their part of the address space."""
-        while self._locked:
-            self._unregister(self._locked.pop())
+        _unlock(self._locked, self._unregister)
         self.bytes = torch.empty(0, dtype=torch.uint8)
         with suppress(BufferError):  # a view is left
             self._map.close()
+
+
+def _unlock(locked: list[int], unregister: Callable[[int], None]) -> None:
+    while locked:
+        unregister(locked.pop())

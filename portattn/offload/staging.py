@@ -91,11 +91,16 @@ class Staging:
         if known is None or known[0] != self._store.version:
             held = self._store.table[:, first:last]
             ids, places = torch.unique(held, return_inverse=True)
-            table = places.to(torch.int32).to(self._store.device)
+            table = self._small(places.to(torch.int32))
             if len(self._tables) > 64 or (known and known[0] != self._store.version):
                 self._tables.clear()
             known = self._tables[first, last] = self._store.version, ids.tolist(), table
         return known[1], known[2]
+
+    def _small(self, table: Tensor) -> Tensor:
+        """A copy on the device that the computation queued after it may read."""
+        held = self._store.link.host_buffer(tuple(table.shape), table.dtype).copy_(table)
+        return held.to(self._store.device, non_blocking=True)
 
     def _bytes(self, staged: Staged) -> int:
         return staged.k.nbytes + staged.v.nbytes

@@ -94,6 +94,7 @@ class HostKVStore:
         self.device = torch.device(device)
         self.link = link_for(self.device) if link is None else link
         self.device_tokens, self.page_size, self.flush_tokens = device_tokens, page_size, flush
+        self._first_rows = max(_FIRST_ROWS, reserve_tokens)
         self.version = 0  # grows when host pages change their meaning
         self._layers = [_Layer() for _ in range(layers)]
         self._pages: list[list[int]] = [[] for _ in range(batch)]
@@ -219,7 +220,7 @@ class HostKVStore:
         have = 0 if state.k is None else state.k.shape[2]
         if state.k is None or state.v is None or needed > have:
             # Doubled, but not past what stays on the device.
-            size = max(needed, min(max(2 * have, _FIRST_ROWS), self._usual))
+            size = max(needed, min(max(2 * have, self._first_rows), self._usual))
             state.k, state.v = (
                 self._grown(old, size, dim, state.resident)
                 for old, dim in zip((state.k, state.v), self.dims, strict=True)

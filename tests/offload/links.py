@@ -45,10 +45,12 @@ class DelayedLink(HostLink):
         self._queues[direction].put((target, source, after, event))
         return event
 
-    def upload(self, target: Tensor, source: Tensor, after: Event | None = None) -> Event:
+    def upload(
+        self, target: Tensor, source: Tensor, after: Event | None = None, *, urgent: bool = False
+    ) -> Event:
         return self._later(0, target, source, after)
 
-    def download(self, target: Tensor, source: Tensor) -> Event:
+    def download(self, target: Tensor, source: Tensor, *, urgent: bool = False) -> Event:
         return self._later(1, target, source, None)
 
     def before_computation(self, event: Event) -> None:
