@@ -2,11 +2,12 @@
 
     python benchmarks/offload_gpu.py --contexts 128K 512K 1M --out offload-gpu.json
 
-Per context: milliseconds per token over all layers for the planner's split, device and CPU alone,
-a stream whose pages are always prefetched, all keys with the CPU, and, to 256K, transformers'
-offloaded cache; beside each, what the model predicts from bandwidths measured in the same process.
-Keys are random, and one layer's output is compared with attention computed in chunks. Everything is
-written to --out after each item; an item that fails is written with its error.
+Per context: milliseconds per token over all layers, attention and its cache alone, for the
+planner's split, the CPU and the link without each other, with --alone also all keys on the host and
+all on the device, one chunk of a prefill at the full length, and, to 256K, transformers' offloaded
+cache; beside each, what the model predicts from bandwidths measured in the same process. Keys are
+random, and one layer's output is compared with attention computed in chunks. Everything is written
+to --out after each item; an item that fails is written with its error.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from typing import Any
 import torch
 
 import portattn
+from portattn.backends.cpu import library
 from portattn.dispatch import device as devices
 from portattn.offload import HostKVStore, OffloadEngine, Share, coop_decode, memory, planner
 from portattn.offload.planner import SHAPES, Machine
 
 SHAPE = SHAPES["llama-3-8b"]
 CHUNK = 16384
+ITEM_MS = 6000.0  # no more steps of an item after this
+PREFILL = 4096
 CUDA = torch.device("cuda")
 
 
@@ -57,7 +61,7 @@ def filled(context: int, layers: int, device_tokens: int, host_bytes: int) -> Ho
     store = HostKVStore(
         layers, 1, SHAPE.kv_heads, SHAPE.head_dim, dtype=torch.bfloat16, device=CUDA,
         device_tokens=device_tokens, page_size=256, limit_bytes=host_bytes,
-        reserve_tokens=context + 1024,
+        reserve_tokens=context + 4 * PREFILL,
     )  # fmt: skip
     chunk = torch.randn(1, CHUNK, SHAPE.kv_heads, SHAPE.head_dim, dtype=torch.bfloat16, device=CUDA)
     for start in range(0, context, CHUNK):
@@ -83,8 +87,59 @@ def step_ms(store: HostKVStore, share: Share, steps: int) -> dict[str, Any]:
                 coop_decode(q, store, new, new, layer=layer, engine=engine)
             torch.cuda.synchronize()
             times.append((time.perf_counter() - begun) * 1e3)
+            if index >= 3 and sum(times) > ITEM_MS:
+                break
         facts = engine.metrics.as_dict()
     return {"ms": statistics.median(times[2:]), "all_ms": times[2:], "metrics": facts}
+
+
+def prefill_chunk(store: HostKVStore) -> dict[str, Any]:
+    """Seconds for one more chunk of a prefill in all layers; the store is as before after it."""
+    length = store.length()
+    q, k, v = (
+        torch.randn(1, PREFILL, heads, SHAPE.head_dim, dtype=torch.bfloat16, device=CUDA)
+        for heads in (SHAPE.heads, SHAPE.kv_heads, SHAPE.kv_heads)
+    )
+    with OffloadEngine(store, Share(0, 0, 1)) as engine:
+        coop_decode(q, store, k, v, layer=0, engine=engine)  # what is compiled is compiled here
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        for layer in range(1, store.layers):
+            coop_decode(q, store, k, v, layer=layer, engine=engine)
+        torch.cuda.synchronize()
+        seconds = (time.perf_counter() - begun) * store.layers / (store.layers - 1)
+        facts = engine.metrics.as_dict()
+    store.crop(length)
+    flops = 4 * SHAPE.heads * SHAPE.head_dim * PREFILL * length * store.layers
+    return {"rows": PREFILL, "seconds": seconds, "tflops": flops / seconds / 1e12,
+            "metrics": facts}  # fmt: skip
+
+
+def raw_rates() -> dict[str, float]:
+    """1e9 bytes/s of plain copies of page-locked memory, and of torch's sum of host memory."""
+    host = torch.empty(2**28, dtype=torch.float32, pin_memory=True).normal_()
+    there = torch.empty_like(host, device=CUDA)
+
+    def rate(call: Callable[[], object], factor: int = 1) -> float:
+        times = []
+        for _ in range(6):
+            torch.cuda.synchronize()
+            begun = time.perf_counter()
+            call()
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - begun)
+        return factor * host.nbytes / statistics.median(times[1:]) / 1e9
+
+    def both() -> None:
+        there.copy_(host, non_blocking=True)
+        host.sum()
+
+    return {
+        "to_device": rate(lambda: there.copy_(host, non_blocking=True)),
+        "to_host": rate(lambda: host.copy_(there, non_blocking=True)),
+        "host_sum": rate(host.sum),
+        "both_at_once": rate(both, 2),
+    }
 
 
 def error_of(store: HostKVStore) -> float:
@@ -156,6 +211,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
+        "cpu_library": library.variant(found) if (found := library.load()) else "none",
         "host": str(devices.of(torch.device("cpu"))),
         "threads": torch.get_num_threads(),
         "host_available_gb": memory.available_bytes()[0] / 1e9,
@@ -177,6 +233,10 @@ def main() -> None:
         print({key: value for key, value in entry.items() if key not in ("metrics", "all_ms")})
 
     here, result["measured_gbs"] = machine(args)
+    item("raw rates", raw_rates)
+    item("step of few keys", lambda: step_ms(filled(4096, args.layers, 0, 2**30),
+                                             Share(0, 1, 0), 20))  # fmt: skip
+    print(result["measured_gbs"])
     for context in map(tokens, args.contexts):
         measure(context, here, args, item)
     result["peak_device_gb"] = torch.cuda.max_memory_allocated() / 1e9
@@ -186,7 +246,7 @@ def main() -> None:
 def measure(context: int, here: Machine, args: argparse.Namespace, item: Any) -> None:
     per_token = args.layers * SHAPE.token_bytes
     device_tokens = int(args.device_gb * 1e9) // per_token
-    fits = min(1.0, device_tokens / context)
+    fits = min(args.resident, device_tokens / context)
     chosen = {
         "three-way": planner.balanced(here, fits, streams=True),
         "split": planner.balanced(here, fits, streams=False),
@@ -215,21 +275,29 @@ def measure(context: int, here: Machine, args: argparse.Namespace, item: Any) ->
             predicted = args.layers * max(planner._times(share, size, here)) * 1e3
             item(name, lambda share=share: step_ms(held, share, args.steps), context=context,
                  modelled_ms=predicted, shares=share)  # fmt: skip
+        item("prefill chunk", lambda: prefill_chunk(held), context=context)
         held.close()
         del held
     store = None
     torch.cuda.empty_cache()
-    if context * per_token < args.host_gb * 1e9:
-        item("all-CPU", lambda: all_cpu(context, args), context=context)
+    size = context * per_token / 1e9
+    if args.alone and size < args.host_gb:
+        item("all-CPU", lambda: alone(context, args, 0), context=context,
+             modelled_ms=size / here.compute_gbs * 1e3)  # fmt: skip
+    if args.alone and size < args.device_gb:
+        item("all-GPU", lambda: alone(context, args, context + 4096), context=context,
+             modelled_ms=size / here.device_gbs * 1e3)  # fmt: skip
     if context <= 2**18:
-        item("transformers", lambda: offloaded_ms(context, args.layers, 2), context=context)
+        layers = min(args.layers, args.baseline_layers)
+        item("transformers", lambda: offloaded_ms(context, layers, 2), context=context,
+             layers=layers)  # fmt: skip
     torch.cuda.empty_cache()
 
 
-def all_cpu(context: int, args: argparse.Namespace) -> dict[str, Any]:
-    store = filled(context, args.layers, 0, int(args.host_gb * 1e9))
+def alone(context: int, args: argparse.Namespace, device_tokens: int) -> dict[str, Any]:
+    store = filled(context, args.layers, device_tokens, int(args.host_gb * 1e9))
     try:
-        return step_ms(store, Share(0, 1, 0), 2)
+        return step_ms(store, Share(0, 1, 0), args.steps)
     finally:
         store.close()
 
