@@ -3,7 +3,7 @@
     python benchmarks/offload_gpu.py --contexts 128K 512K 1M --out offload-gpu.json
 
 Per context: milliseconds per token over all layers, attention and its cache alone, for the
-planner's split, the CPU and the link without each other, with --alone also all keys on the host and
+planner's split, the CPU and the link without each other, to --alone-to also all keys on the host and
 all on the device, one chunk of a prefill at the full length, and, to 256K, transformers' offloaded
 cache; beside each, what the model predicts from bandwidths measured in the same process. Keys are
 random, and one layer's output is compared with attention computed in chunks. Everything is written
@@ -44,7 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device-gb", type=float, default=50.0, help="for keys and values")
     parser.add_argument("--host-gb", type=float, default=100.0)
     parser.add_argument("--resident", type=float, default=1.0, help="at most this part on the GPU")
-    parser.add_argument("--alone", action="store_true", help="all keys on the host, and on the GPU")
+    parser.add_argument("--alone-to", default="128K", help="longest with all keys on one side")
     parser.add_argument("--baseline-layers", type=int, default=8, help="of transformers' cache")
     parser.add_argument("--seconds", type=float, default=140.0, help="start nothing after that")
     parser.add_argument("--out", type=Path, default=Path("offload-gpu.json"))
@@ -117,8 +117,8 @@ def prefill_chunk(store: HostKVStore) -> dict[str, Any]:
 
 def raw_rates() -> dict[str, float]:
     """1e9 bytes/s of plain copies of page-locked memory, and of torch's sum of host memory."""
-    host = torch.empty(2**28, dtype=torch.float32, pin_memory=True).normal_()
-    there = torch.empty_like(host, device=CUDA)
+    there = torch.randn(2**28, device=CUDA)
+    host = torch.empty(2**28, pin_memory=True).copy_(there)
 
     def rate(call: Callable[[], object], factor: int = 1) -> float:
         times = []
@@ -281,10 +281,10 @@ def measure(context: int, here: Machine, args: argparse.Namespace, item: Any) ->
     store = None
     torch.cuda.empty_cache()
     size = context * per_token / 1e9
-    if args.alone and size < args.host_gb:
+    if context <= tokens(args.alone_to) and size < args.host_gb:
         item("all-CPU", lambda: alone(context, args, 0), context=context,
              modelled_ms=size / here.compute_gbs * 1e3)  # fmt: skip
-    if args.alone and size < args.device_gb:
+    if context <= tokens(args.alone_to) and size < args.device_gb:
         item("all-GPU", lambda: alone(context, args, context + 4096), context=context,
              modelled_ms=size / here.device_gbs * 1e3)  # fmt: skip
     if context <= 2**18:
