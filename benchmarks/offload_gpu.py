@@ -3,8 +3,8 @@
     python benchmarks/offload_gpu.py --contexts 128K 512K 1M --out offload-gpu.json
 
 Per context: milliseconds per token over all layers, attention and its cache alone, for the
-planner's split, the CPU and the link without each other, to --alone-to also all keys on the host and
-all on the device, one chunk of a prefill at the full length, and, to 256K, transformers' offloaded
+planner's split, the CPU and the link without each other, to --alone-to all keys on the host and
+all on the device, a chunk of a prefill at the full length, and, to 256K, transformers' offloaded
 cache; beside each, what the model predicts from bandwidths measured in the same process. Keys are
 random, and one layer's output is compared with attention computed in chunks. Everything is written
 to --out after each item; an item that fails is written with its error.
