@@ -56,12 +56,18 @@ def tokens(text: str) -> int:
     return int(text[:-1]) * units[text[-1]] if text[-1] in units else int(text)
 
 
-def filled(context: int, layers: int, device_tokens: int, host_bytes: int) -> HostKVStore:
+def filled(
+    context: int,
+    layers: int,
+    device_tokens: int,
+    host_bytes: int,
+    host_dtype: torch.dtype | None = None,
+) -> HostKVStore:
     """A store of random keys; the values of one chunk are repeated, rotated by a token a time."""
     store = HostKVStore(
         layers, 1, SHAPE.kv_heads, SHAPE.head_dim, dtype=torch.bfloat16, device=CUDA,
         device_tokens=device_tokens, page_size=256, limit_bytes=host_bytes,
-        reserve_tokens=context + 4 * PREFILL,
+        reserve_tokens=context + 4 * PREFILL, host_dtype=host_dtype,
     )  # fmt: skip
     chunk = torch.randn(1, CHUNK, SHAPE.kv_heads, SHAPE.head_dim, dtype=torch.bfloat16, device=CUDA)
     for start in range(0, context, CHUNK):
@@ -287,6 +293,9 @@ def measure(context: int, here: Machine, args: argparse.Namespace, item: Any) ->
     if context <= tokens(args.alone_to) and size < args.device_gb:
         item("all-GPU", lambda: alone(context, args, context + 4096), context=context,
              modelled_ms=size / here.device_gbs * 1e3)  # fmt: skip
+    if context <= tokens(args.alone_to):
+        item("three-way int8", lambda: rounded(context, args, resident, chosen["three-way"]),
+             context=context, shares=chosen["three-way"])  # fmt: skip
     if context <= 2**18:
         layers = min(args.layers, args.baseline_layers)
         item("transformers", lambda: offloaded_ms(context, layers, 2), context=context,
@@ -298,6 +307,17 @@ def alone(context: int, args: argparse.Namespace, device_tokens: int) -> dict[st
     store = filled(context, args.layers, device_tokens, int(args.host_gb * 1e9))
     try:
         return step_ms(store, Share(0, 1, 0), args.steps)
+    finally:
+        store.close()
+
+
+def rounded(
+    context: int, args: argparse.Namespace, device_tokens: int, share: Share
+) -> dict[str, Any]:
+    size = int(args.host_gb * 1e9)
+    store = filled(context, args.layers, device_tokens, size, torch.int8)
+    try:
+        return {**step_ms(store, share, args.steps), "rounding_error": store.rounding_error}
     finally:
         store.close()
 

@@ -48,6 +48,9 @@ def plan(
         str | None, typer.Option(help="Another device's profile, such as nvidia-h100.")
     ] = None,
     device: DeviceOption = None,
+    kv_dtype: Annotated[
+        str | None, typer.Option(help="int8 or float8_e4m3fn for the host's part.")
+    ] = None,
     host_gbs: Annotated[float | None, typer.Option(help="What the CPU reads, 1e9 bytes/s.")] = None,
     link_gbs: Annotated[float | None, typer.Option(help="The host link, 1e9 bytes/s.")] = None,
     host_gib: Annotated[
@@ -85,6 +88,7 @@ def plan(
         batch=batch,
         policy=cast(Policy, policy),  # checked there
         tp=tp,
+        kv_dtype=kv_dtype,
     )
     _show(made, json)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from portattn.arguments import as_scores_shape
 from portattn.errors import ArgumentError, OffloadTimeoutError, ShapeError
+from portattn.offload import scaled
 from portattn.offload.link import DONE, Event
 from portattn.offload.metrics import Metrics
 from portattn.offload.partial import (
@@ -215,16 +216,30 @@ class OffloadEngine:
         self.store.link.before_computation(staged.ready)
         scores = [columns(t, self.store.length(layer), ((start, stop),)) for t in scores_of(call)]
         pads = part_pads(call.leftpad, start, stop, staged.k.device)
-        self.metrics.streamed_bytes += (stop - start) * self.store.batch * self.store.token_bytes
+        self.metrics.streamed_bytes += (
+            (stop - start) * self.store.batch * self.store.host_token_bytes
+        )
+        if staged.scales is not None:
+            staged = self._as_floats(staged)
         if self._is_prefill(call) and staged.k.device.type != "cpu":
             # Many rows read each key often: put side by side, the forward kernels take them.
             k, v = (t[staged.table.long()].flatten(1, 2) for t in (staged.k, staged.v))
             return part(call, k, v, scores, None, dense=True)
         return part(call, staged.k, staged.v, scores, pads, table=staged.table, keys=stop - start)
 
+    def _as_floats(self, staged: Staged) -> Staged:
+        """Rounded pages in the store's dtype: the link was the narrow place, not this."""
+        assert staged.scales is not None
+        pairs = zip((staged.k, staged.v), staged.scales, strict=True)
+        k, v = (
+            scaled.floats(pages.transpose(1, 2), scale, self.store.dtype).transpose(1, 2)
+            for pages, scale in pairs
+        )
+        return replace(staged, k=k, v=v, scales=None)
+
     def _streamed_blocks(self, layer: int, call: Call, state: State, pages: int) -> State:
         """Every host page through the two buffers, the next block under way during this one."""
-        per_page = self.store.batch * self.store.page_size * self.store.token_bytes
+        per_page = self.store.batch * self.store.page_size * self.store.host_token_bytes
         step = max(1, _BLOCK_BYTES // max(1, per_page))
         following = self._staging.upload(layer, 0, min(step, pages)) if pages else None
         while following is not None:
@@ -249,7 +264,8 @@ class OffloadEngine:
         scores = [None if t is None else t.to("cpu") for t in scores]
         pads = part_pads(call.leftpad, start, stop, torch.device("cpu"))
         table = table[:, first:]
-        self.metrics.computed_bytes += (stop - start) * store.batch * store.token_bytes
+        self.metrics.computed_bytes += (stop - start) * store.batch * store.host_token_bytes
+        scales = store.scales(layer)
 
         def job() -> State:
             self._await(arrived, f"layer {layer}: the queries on their way to the host")
@@ -258,7 +274,10 @@ class OffloadEngine:
             self._doing = f"layer {layer}: the CPU attending to {stop - start} keys"
             begun = time.perf_counter()
             local = Call(buffers.q, False, call.softmax_scale, call.softcap, None, None, None)
-            out, lse = part(local, k, v, scores, pads, table=table, keys=stop - start)
+            if scales is None:
+                out, lse = part(local, k, v, scores, pads, table=table, keys=stop - start)
+            else:
+                out, lse = scaled.attend(local, k, v, scales, scores, pads, table)
             buffers.out.copy_(out)
             buffers.lse.copy_(lse)
             self.metrics.host_seconds += time.perf_counter() - begun

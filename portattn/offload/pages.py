@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from portattn.cache.view import SCALED
 from portattn.offload import memory
 from portattn.offload.link import Link
 
@@ -16,8 +17,10 @@ _SLAB_BYTES = 2**30
 class HostPages:
     """Pages that exist in every layer: page i of `planes[layer][0]` holds keys, of [1] values.
 
-    shapes: (Hkv, page_size, D) of keys and of values. Memory is taken when pages are asked for, in
-    slabs that grow with what there is, never past `limit_bytes` or what machine and cgroup leave.
+    For dtypes with a scale, `scales[layer]` holds [pages, Hkv] float32 of both; they move when
+    memory is taken. shapes: (Hkv, page_size, D) of keys and of values. Memory is taken when pages
+    are asked for, in slabs that grow with what there is, never past `limit_bytes` or what machine
+    and cgroup leave.
     """
 
     def __init__(
@@ -31,6 +34,10 @@ class HostPages:
         self._layers = layers
         self._sizes = [heads * size * dim * dtype.itemsize for heads, size, dim in shapes]
         self.page_bytes = layers * sum(self._sizes)
+        self.scaled = dtype in SCALED
+        if self.scaled:
+            self.page_bytes += layers * sum(4 * heads for heads, _, _ in shapes)
+        self._link = link
         room, name = memory.available_bytes()
         self._limit = (room, name) if limit_bytes is None else (limit_bytes, "the limit given")
         self._most = self._limit[0] // self.page_bytes
@@ -41,6 +48,10 @@ class HostPages:
         self.planes = [
             [self._plane(2 * layer + which, shapes[which], dtype) for which in (0, 1)]
             for layer in range(layers)
+        ]
+        self.scales = [
+            [link.host_buffer((0, shape[0]), torch.float32) for shape in shapes]
+            for _ in range(layers if self.scaled else 0)
         ]
         self._users: list[int] = []
         self._slabs: set[int] = set()
@@ -90,6 +101,10 @@ class HostPages:
         for which, size in enumerate(self._sizes):
             regions = range(which, 2 * self._layers, 2)
             self._arena.commit(regions, start * size, (start + count) * size)
+        for pair in self.scales:
+            for which, old in enumerate(pair):
+                pair[which] = self._link.host_buffer((start + count, old.shape[1]), old.dtype)
+                pair[which][:start] = old
         self._users += [0] * count
         # Taken from the end: pages that are filled together then lie together.
         self._free = [*range(start + count - 1, start - 1, -1), *self._free]

@@ -40,6 +40,7 @@ def part(
     table: Tensor | None = None,
     keys: int | None = None,
     dense: bool = False,
+    scales: tuple[Tensor, Tensor] | None = None,
 ) -> State:
     """(out, lse) over some of the keys, by whatever kernel dispatch chooses where they lie."""
     q = call.q if k.device.type != "cpu" or dense else exact(call.q)
@@ -50,9 +51,11 @@ def part(
     used = None
     if not dense:
         used = torch.full((q.shape[0],), count, dtype=torch.int32, device=k.device)
+    k_scale, v_scale = scales or (None, None)
     tensors = AttentionTensors(
-        q, k, v, bias, mask, seqused_k=used, block_table=table, leftpad_k=pads
-    )
+        q, k, v, bias, mask, seqused_k=used, block_table=table, leftpad_k=pads,
+        k_scale=k_scale, v_scale=v_scale,
+    )  # fmt: skip
     window = (-1, 0 if causal else -1)
     options = Options(
         call.softmax_scale, causal, window, call.softcap, max_seqlen_k=0 if dense else bound

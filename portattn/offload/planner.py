@@ -18,6 +18,7 @@ from typing import Literal, get_args
 
 from portattn.errors import ArgumentError
 from portattn.offload.engine import Share
+from portattn.offload.scaled import host_dtype
 
 Policy = Literal["auto", "gpu", "three-way", "split", "stream", "layers"]
 POLICIES: tuple[str, ...] = get_args(Policy)
@@ -52,6 +53,17 @@ class Machine:
             compute_gbs=self.compute_gbs / devices,
             host_gbs=self.host_gbs / devices,
             host_bytes=self.host_bytes // devices,
+        )
+
+    def keeping(self, ratio: float) -> Machine:
+        """With host memory's part in `ratio` times the bytes: rates and room in terms of the
+        model's dtype grow by as much. That the CPU's kernel reads as fast is an assumption."""
+        return replace(
+            self,
+            compute_gbs=self.compute_gbs / ratio,
+            link_gbs=self.link_gbs / ratio,
+            host_gbs=self.host_gbs / ratio,
+            host_bytes=int(self.host_bytes / ratio),
         )
 
     def room(self, shape: ModelShape) -> int:
@@ -196,12 +208,13 @@ def plan(
     batch: int = 1,
     policy: Policy = "auto",
     tp: int = 1,
+    kv_dtype: str | None = None,
 ) -> Plan:
     """Divide `context` tokens of `batch` sequences; with `tp` devices, each takes a part of heads.
 
     policy: "layers" places whole layers, "split" divides each between device and CPU, "three-way"
     streams as well, "stream" has the CPU attend to nothing, "gpu" uses no host memory; "auto" is
-    the one predicted fastest.
+    the one predicted fastest. kv_dtype: "int8" or "float8_e4m3fn" for host memory's part.
     """
     for name, value in (("context", context), ("batch", batch), ("tp", tp)):
         if value < 1:
@@ -209,6 +222,10 @@ def plan(
     if policy not in POLICIES:
         raise ArgumentError("policy", f"must be one of {', '.join(POLICIES)}", repr(policy))
     shape, machine = shape.on(tp), machine.shared_by(tp)
+    rounded = host_dtype(kv_dtype)
+    if rounded is not None and not machine.alone:
+        machine = machine.keeping(rounded.itemsize / shape.element_bytes)
+        machine = replace(machine, source=f"{machine.source}; {kv_dtype} on the host")
     names = [name for name in POLICIES if name != "auto"] if policy == "auto" else [policy]
     if machine.alone:
         names = ["auto"]

@@ -24,6 +24,7 @@ class Staged:
     v: Tensor
     table: Tensor
     ready: Event
+    scales: tuple[Tensor, Tensor] | None = None  # [pages, Hkv]
 
 
 class Staging:
@@ -31,7 +32,7 @@ class Staging:
 
     def __init__(self, store: HostKVStore) -> None:
         self._store = store
-        self._buffers: list[list[Tensor | None]] = [[None, None], [None, None]]
+        self._buffers: list[list[Tensor | None]] = [[None] * 4 for _ in range(2)]
         self._slot = 0
         self._tables: dict[tuple[int, int], tuple[int, list[int], Tensor]] = {}
         self._ahead: Staged | None = None
@@ -66,15 +67,19 @@ class Staging:
         # What was uploaded ahead may lie in this buffer, and isn't the next to be asked for.
         self._ahead = None
         event, filled = flushed, []
-        for which, plane in enumerate(planes):
-            source = plane.transpose(1, 2)  # [P, Hkv, page_size, D], as it lies in memory
+        # [P, Hkv, page_size, D], as it lies in memory.
+        sources = [plane.transpose(1, 2) for plane in planes]
+        scales = self._store.scales(layer)
+        for which, source in enumerate((*sources, *(scales or ()))):
             buffer = self._buffer(which, len(ids), source)
             for place, page, count in self._store.runs(ids):
                 event = self._store.link.upload(
                     buffer[place : place + count], source[page : page + count], flushed
                 )
-            filled.append(buffer[: len(ids)].transpose(1, 2))
-        return Staged(layer, self._store.version, first, last, filled[0], filled[1], table, event)
+            filled.append(buffer[: len(ids)])
+        k, v = (pages.transpose(1, 2) for pages in filled[:2])
+        pair = None if scales is None else (filled[2], filled[3])
+        return Staged(layer, self._store.version, first, last, k, v, table, event, pair)
 
     def _buffer(self, which: int, pages: int, like: Tensor) -> Tensor:
         held = self._buffers[self._slot][which]

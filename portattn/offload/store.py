@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from portattn.cache.view import check_sizes
+from portattn.cache.view import SCALED, check_sizes
 from portattn.errors import (
     ArgumentError,
     DtypeError,
@@ -30,6 +30,7 @@ from portattn.errors import (
 )
 from portattn.offload.link import DONE, Event, Link, link_for
 from portattn.offload.pages import HostPages
+from portattn.offload.scaled import Scales, floats, quantized
 
 _FIRST_ROWS = 256
 
@@ -60,7 +61,9 @@ class HostKVStore:
     device_tokens: tokens a sequence keeps on the device for good, the first ones. flush_tokens:
     the tail's length from which its full pages leave for the host. limit_bytes: what host memory
     may be taken at most; what the machine and the cgroup leave, without it. Memory is taken in
-    slabs as it is needed, or at once for `reserve_tokens` a sequence.
+    slabs as it is needed, or at once for `reserve_tokens` a sequence. host_dtype: int8 or
+    float8_e4m3fn halve what is kept there of 16-bit keys, rounded; `rounding_error` says how much
+    that lost.
 
     Raises HostKVOutOfMemory before anything is written; the store then holds what it held.
     """
@@ -81,6 +84,7 @@ class HostKVStore:
         limit_bytes: int | None = None,
         reserve_tokens: int = 0,
         link: Link | None = None,
+        host_dtype: torch.dtype | None = None,
     ) -> None:
         dim_v = head_dim if head_dim_v is None else head_dim_v
         flush = 2 * page_size if flush_tokens is None else flush_tokens
@@ -90,6 +94,9 @@ class HostKVStore:
             raise ArgumentError("flush_tokens", f"must be at least a page, {page_size}", flush)
         if device_tokens < 0:
             raise ArgumentError("device_tokens", "must be at least 0", device_tokens)
+        self.host_dtype = dtype if host_dtype is None else host_dtype
+        if self.host_dtype not in (dtype, *SCALED):
+            raise ArgumentError("host_dtype", "must be int8 or float8_e4m3fn", host_dtype)
         self.kv_heads, self.dims, self.dtype = kv_heads, (head_dim, dim_v), dtype
         self.device = torch.device(device)
         self.link = link_for(self.device) if link is None else link
@@ -100,7 +107,8 @@ class HostKVStore:
         self._pages: list[list[int]] = [[] for _ in range(batch)]
         self._table: Tensor | None = None
         shapes = [(kv_heads, page_size, dim) for dim in self.dims]
-        self._host = HostPages(layers, shapes, dtype, limit_bytes, self.link)
+        self._host = HostPages(layers, shapes, self.host_dtype, limit_bytes, self.link)
+        self._lost = torch.zeros(2, 2, dtype=torch.float64, device=self.device)
         if reserve_tokens > device_tokens:
             pages = batch * -(-(reserve_tokens - device_tokens) // page_size)
             if pages > self._host.room()[0]:
@@ -127,6 +135,11 @@ class HostKVStore:
     def token_bytes(self) -> int:
         """Bytes of one token of one sequence in one layer, keys and values."""
         return self.kv_heads * sum(self.dims) * self.dtype.itemsize
+
+    @property
+    def host_token_bytes(self) -> int:
+        """The same of what is kept on the host."""
+        return self.kv_heads * sum(self.dims) * self.host_dtype.itemsize
 
     @property
     def host_bytes(self) -> int:
@@ -170,6 +183,20 @@ class HostKVStore:
         k, v = (plane.transpose(1, 2) for plane in self._host.planes[layer])
         state = self._layers[layer]
         return k, v, self.table[:, : state.host // self.page_size], state.flushed
+
+    def scales(self, layer: int) -> Scales | None:
+        """What host pages' keys and values are multiplied by, [P, Hkv]; None without rounding."""
+        if not self._host.scaled:
+            return None
+        k, v = self._host.scales[layer]
+        return k, v
+
+    @property
+    def rounding_error(self) -> tuple[float, float]:
+        """Root mean square of what host_dtype lost of keys and of values, over theirs."""
+        lost, there = self._lost.cpu().clamp(min=1e-300).unbind(1)
+        k, v = (lost / there).sqrt().tolist() if self._host.scaled else (0.0, 0.0)
+        return k, v
 
     @property
     def table(self) -> Tensor:
@@ -244,22 +271,37 @@ class HostKVStore:
         count = (last - first) * self.page_size
         start, stop = state.prefix, state.prefix + count
         ids = [row[page] for page in range(first, last) for row in self._pages]
-        for row, plane in zip((state.k, state.v), self._host.planes[layer], strict=True):
+        for which, row in enumerate((state.k, state.v)):
             assert row is not None
             batch, heads, _, dim = row.shape
             block = row[:, :, start:stop].view(batch, heads, last - first, self.page_size, dim)
             # A copy even where a view would do: the rows move while it is on its way.
             packed = block.permute(2, 0, 1, 3, 4).clone(memory_format=torch.contiguous_format)
-            packed = packed.flatten(0, 1)
-            for place, page, run in self._host.runs(ids):
-                target, source = plane[page : page + run], packed[place : place + run]
-                state.flushed = self.link.download(target, source)
+            self._send(layer, which, ids, packed.flatten(0, 1))
             # Forward within one buffer: the copy must not overlap what it reads.
             row[:, :, start : state.resident - count] = row[:, :, stop : state.resident].clone()
         state.host += count
         state.tail -= count
         if state.k is not None and state.k.shape[2] > 2 * self._usual:
             self._shrink(state)
+
+    def _send(self, layer: int, which: int, ids: Sequence[int], packed: Tensor) -> None:
+        """Pages [P, Hkv, page_size, D(v)] to their places on the host."""
+        moves = [(self._host.planes[layer][which], packed)]
+        if self._host.scaled:
+            kept, scale, lost = quantized(packed, self.host_dtype)
+            self._lost[which] += lost
+            moves = [(self._host.scales[layer][which], scale), (moves[0][0], kept)]
+        for plane, pages in moves:
+            for place, page, run in self._host.runs(ids):
+                target, source = plane[page : page + run], pages[place : place + run]
+                self._layers[layer].flushed = self.link.download(target, source)
+
+    def _held(self, layer: int, which: int, ids: Tensor) -> Tensor:
+        """Host pages [..., Hkv, page_size, D(v)] in the store's dtype, copied."""
+        pages = self._host.planes[layer][which][ids]
+        scales = self.scales(layer)
+        return pages if scales is None else floats(pages, scales[which][ids], self.dtype)
 
     @property
     def _usual(self) -> int:
@@ -280,6 +322,9 @@ class HostKVStore:
         """
         have = len(self._pages[0]) - first
         missing = (wanted - have) * self.batch
+        if self._host.scaled and missing > self._host.free:
+            for state in self._layers:
+                _wait(state.flushed)  # scales move when memory is taken
         self._host.provide(missing)
         count = min(wanted, have + self._host.free // self.batch)
         if tail - count * self.page_size >= self.flush_tokens or not count:
@@ -295,12 +340,13 @@ class HostKVStore:
     def ordered(self, layer: int) -> tuple[Tensor, Tensor]:
         """Copies of a layer's keys and values on the device, [B, length, Hkv, D(v)] in order."""
         state = self._layers[layer]
-        *planes, table, flushed = self.hosted(layer)
+        _, _, table, flushed = self.hosted(layer)
         _wait(flushed)
         made = []
-        for row, plane in zip(self.resident(layer), planes, strict=True):
-            # [B, pages, page_size, Hkv, D]
-            held = plane[table.long()].flatten(1, 2).to(self.device)
+        for which, row in enumerate(self.resident(layer)):
+            # [B, pages, Hkv, page_size, D]
+            held = self._held(layer, which, table.long()).transpose(2, 3)
+            held = held.flatten(1, 2).to(self.device)
             made.append(torch.cat([row[:, : state.prefix], held, row[:, state.prefix :]], dim=1))
         return made[0], made[1]
 
@@ -338,8 +384,8 @@ class HostKVStore:
         _wait(state.flushed)
         rows = self._rows(state, state.prefix + count)
         ids = self.table[:, page].long()
-        for row, plane in zip(rows, self._host.planes[layer], strict=True):
-            kept = plane[ids][:, :, :count].to(self.device)
+        for which, row in enumerate(rows):
+            kept = self._held(layer, which, ids)[:, :, :count].to(self.device)
             row[:, :, state.prefix : state.prefix + count] = kept
 
     def recover(self) -> None:

@@ -20,6 +20,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 from portattn.errors import ArgumentError, IntegrationError
 from portattn.offload import HostKVStore, OffloadEngine, Share
 from portattn.offload.machine import HOST_POLICIES, shares_of_host
+from portattn.offload.scaled import host_dtype
 
 log = logging.getLogger("portattn")
 
@@ -122,7 +123,9 @@ class HostOffloadCache(DynamicCache):
     accelerator, nothing where the CPU is the device. host_kv_bytes: what may be taken of the host's
     memory; without it, what the machine and the cgroup leave. policy: how host memory's part
     divides between the CPU and the link, "auto", "split", "three-way" or "stream", by the rates of
-    the profiles; shares says it outright, one for all layers or one each. progress: called with
+    the profiles; shares says it outright, one for all layers or one each. kv_dtype: "int8" or
+    "float8_e4m3fn" keep host memory's part rounded, in half the bytes of 16 bits; what that lost
+    is `store.rounding_error`. progress: called with
     the tokens held whenever the last full layer has got more.
 
     Raises HostKVOutOfMemory, at a step's first layer, with all that was held still usable. After
@@ -138,6 +141,7 @@ class HostOffloadCache(DynamicCache):
         host_kv_bytes: int | None = None,
         policy: str = "auto",
         shares: Share | Sequence[Share] | None = None,
+        kv_dtype: str | None = None,
         page_size: int = 128,
         flush_tokens: int | None = None,
         timeout: float = 60.0,
@@ -150,7 +154,7 @@ class HostOffloadCache(DynamicCache):
             raise ArgumentError("device_kv_bytes", "must be at least 0", device_kv_bytes)
         self._device_kv_bytes, self._host_kv_bytes = device_kv_bytes, host_kv_bytes
         self._sizes = page_size, flush_tokens
-        self._policy, self._shares = policy, shares
+        self._policy, self._shares, self._kv_dtype = policy, shares, host_dtype(kv_dtype)
         self._timeout, self._progress = timeout, progress
         self._store: HostKVStore | None = None
         self._engine: OffloadEngine | None = None
@@ -211,6 +215,7 @@ class HostOffloadCache(DynamicCache):
             page_size=page_size,
             flush_tokens=flush_tokens,
             limit_bytes=self._host_kv_bytes,
+            host_dtype=self._kv_dtype,
         )
         shares = self._shares
         if shares is None:
