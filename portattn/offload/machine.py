@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
+from portattn import tuning
 from portattn.dispatch import cost
 from portattn.dispatch import device as devices
 from portattn.dispatch import profile as profiles
+from portattn.dispatch.device import Device
 from portattn.dispatch.profile import HardwareProfile
 from portattn.errors import ArgumentError
 from portattn.offload import memory
 from portattn.offload.engine import Share
 from portattn.offload.planner import KERNEL_OF_READ, Machine, balanced
+
+log = logging.getLogger("portattn")
 
 # What a planner's policy can say of host memory's part alone.
 HOST_POLICIES = ("auto", "split", "three-way", "stream")
@@ -20,14 +26,31 @@ HOST_POLICIES = ("auto", "split", "three-way", "stream")
 def here(device: torch.device, *, host_gbs: float | None = None) -> Machine:
     """This machine, its rates from the profiles of `device` and of the CPU.
 
-    Raises ArgumentError when a profile doesn't know a rate: `portattn tune` measures it.
+    Where an accelerator's link or its host's memory was never measured, that is done now, in a
+    second each, and kept in the user's overlays. Raises ArgumentError when a CPU alone has a
+    profile without a rate: `portattn tune` measures it.
     """
     found = devices.of(device)
+    if device.type != "cpu":
+        _measure(found)
     room, _ = memory.available_bytes()
     held = room if device.type == "cpu" else found.memory_bytes
     return of_profile(
         profiles.for_device(found), host_gbs=host_gbs, device_bytes=held, host_bytes=room
     )
+
+
+def _measure(device: Device) -> None:
+    cpu = devices.of(torch.device("cpu"))
+    link = cost.rates(profiles.for_device(device), cpu.cores).link_measured_on
+    reads = cost.rates(profiles.for_device(cpu), cpu.cores).measured_on
+    for one, known in ((device, link), (cpu, reads)):
+        if known is None:
+            log.info("measuring the rates of %s, once", one)
+            try:
+                tuning.calibrate(one).save()
+            except OSError as error:  # what the profile says has to do
+                log.warning("the rates of %s can't be kept: %s", one, error)
 
 
 def shares_of_host(device: torch.device, policy: str) -> Share:

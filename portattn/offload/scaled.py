@@ -89,4 +89,5 @@ def _merged(out: Tensor, lse: Tensor) -> State:
     whole = lse.logsumexp(0)
     # A row without a visible key has no share anywhere.
     shares = (lse - whole.clamp(min=torch.finfo(lse.dtype).min)).exp()
-    return torch.einsum("pht,pthd->thd", shares.to(out.dtype), out), whole
+    merged: Tensor = torch.einsum("pht,pthd->thd", shares.to(out.dtype), out)
+    return merged, whole

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from portattn.dispatch import device as devices
+from portattn.dispatch.device import Device
 from portattn.errors import ArgumentError
+from portattn.offload import machine as machine_module
 from portattn.offload import planner
 from portattn.offload.engine import Share
 from portattn.offload.planner import SHAPES, Machine
@@ -72,3 +77,39 @@ def test_a_cpu_alone_has_one_engine() -> None:
     made = planner.plan(SHAPES["llama-3-8b"], machine, 2**15)
     assert made.share == Share(0.0, 1.0, 0.0)
     assert made.seconds == pytest.approx(2**15 * 2**17 / 72e9)
+
+
+def test_rates_that_nobody_measured_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Measured:
+        def __init__(self, device: Device) -> None:
+            asked.append(device.type)
+
+        def save(self) -> None:
+            raise OSError("read-only")
+
+    known = {"cuda": None, "cpu": "this machine"}
+    monkeypatch.setattr(machine_module.tuning, "calibrate", Measured)
+    monkeypatch.setattr(machine_module.profiles, "for_device", lambda device: device)
+    monkeypatch.setattr(
+        machine_module.cost, "rates",
+        lambda device, cores: SimpleNamespace(
+            link_measured_on=known["cuda"], measured_on=known["cpu"]
+        ),
+    )  # fmt: skip
+    there = replace(devices.of(torch.device("cpu")), type="cuda")
+    machine_module._measure(there)
+    known["cuda"] = "this machine"
+    machine_module._measure(there)
+    assert asked == ["cuda"]
+
+
+def test_rounded_pages_count_half() -> None:
+    shape = SHAPES["llama-3-8b"]
+    whole, half = (planner.plan(shape, H100, 2**20, policy="stream", kv_dtype=name)
+                   for name in (None, "int8"))  # fmt: skip
+    assert whole.engines["link"] == pytest.approx(2 * half.engines["link"])
+    assert half.max_length > 1.5 * whole.max_length
+    with pytest.raises(ArgumentError, match="float8_e4m3fn"):
+        planner.plan(shape, H100, 2**20, kv_dtype="int4")
