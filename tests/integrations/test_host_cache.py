@@ -17,7 +17,7 @@ pytest.importorskip("transformers", reason="pip install 'portattn[transformers]'
 from transformers import DynamicCache
 
 from portattn import HostOffloadCache
-from portattn.errors import HostKVOutOfMemory, IntegrationError, InterruptedStepError
+from portattn.errors import ArgumentError, HostKVOutOfMemory, IntegrationError, InterruptedStepError
 from portattn.integrations import models
 from portattn.offload import Share
 from tests.integrations import families
@@ -195,3 +195,22 @@ def test_a_real_model_says_the_same(streamed: float, beams: int) -> None:
     cache = host_cache(model, streamed, page_size=16, flush_tokens=16, host_kv_bytes=2**28)
     assert generate(model, cache, inputs, **options) == expected
     assert cache.store.parts(0)[1] > 0
+
+
+@pytest.mark.parametrize("name", ["int8", "float8_e4m3fn"])
+@pytest.mark.parametrize("streamed", [0.0, 0.5])
+def test_rounded_pages_change_logits_by_what_they_lost(name: str, streamed: float) -> None:
+    model = families.decoder("Llama", "portattn")
+    inputs = {"input_ids": families.tokens(2, 41)}
+    cache = host_cache(model, streamed, kv_dtype=name)
+    logits = []
+    for kept in (cache, DynamicCache(config=model.config)):
+        model(**inputs, past_key_values=kept)
+        step = model(input_ids=inputs["input_ids"][:, :1], past_key_values=kept)
+        logits.append(step.logits[:, -1].detach().double())
+    assert cache.store.parts(0)[1] > 0
+    lost = max(cache.store.rounding_error)
+    off = float((logits[0] - logits[1]).norm() / logits[1].norm())
+    assert 1e-3 < lost < 4e-2 and 0 < off < 4 * lost
+    with pytest.raises(ArgumentError, match="float8_e4m3fn"):
+        host_cache(model, kv_dtype="int4")
