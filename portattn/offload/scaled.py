@@ -81,7 +81,8 @@ def _by_page(scores: Tensor, b: int, count: int, size: int) -> Tensor:
     own = scores[b if scores.shape[0] > 1 else 0]
     if own.shape[-1] == 1 != count * size:
         return own[None].expand(count, -1, -1, -1)
-    return own.unflatten(-1, (count, size)).permute(2, 0, 1, 3)
+    paged: Tensor = own.unflatten(-1, (count, size)).permute(2, 0, 1, 3)
+    return paged
 
 
 def _merged(out: Tensor, lse: Tensor) -> State:
