@@ -75,6 +75,9 @@ def generate(
     context: Annotated[
         str | None, typer.Option(help="With --offload: tokens to make sure of, such as 128K.")
     ] = None,
+    kv_dtype: Annotated[
+        str | None, typer.Option(help="With --offload: int8 or float8_e4m3fn in host memory.")
+    ] = None,
     tp: Annotated[
         int, typer.Option(min=1, help="Devices that share the model; starts as many processes.")
     ] = 1,
@@ -88,12 +91,14 @@ def generate(
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the answer.")] = False,
 ) -> None:
     """Answer a prompt with a model whose attention is portattn's; show what ran."""
-    asked = (prompt, model, max_new_tokens, dtype, attn, offload, context)
+    asked = (prompt, model, max_new_tokens, dtype, attn, offload, context, kv_dtype)
     with ranks(tp, backend, patience, device, arguments=asked) as speaks:
         talk = speaks and not (json or quiet)
         network, tokenizer = _load(model, device, dtype, attn, talk, tp)
         stream = Stream(tokenizer, show=not json)
-        kept = None if offload is None else Offload(network, offload, context, show=talk)
+        kept = None
+        if offload is not None:
+            kept = Offload(network, offload, context, kv_dtype, show=talk)
         with record() as counts:
             start = time.perf_counter()
             _answer(network, tokenizer, prompt, max_new_tokens, stream, kept)

@@ -23,11 +23,13 @@ class Offload:
     Raises a usage error, before anything runs, when `context` tokens have no room.
     """
 
-    def __init__(self, network: Any, policy: str, context: str | None, show: bool) -> None:
-        self._network, self._show = network, show
+    def __init__(
+        self, network: Any, policy: str, context: str | None, kv_dtype: str | None, show: bool
+    ) -> None:
+        self._network, self._show, self._kv_dtype = network, show, kv_dtype
         self._bar: Progress | None = None
         self.cache = portattn.HostOffloadCache(
-            network.config, policy=policy, progress=self._advance
+            network.config, policy=policy, kv_dtype=kv_dtype, progress=self._advance
         )
         if context is not None:
             self._check(self._plan(tokens(context)))
@@ -47,7 +49,8 @@ class Offload:
             # On a CPU they are no longer part of what is free.
             0 if self._network.device.type == "cpu" else self._network.get_memory_footprint(),
         )
-        return planner.plan(shape, machines.here(self._network.device), context)
+        here = machines.here(self._network.device)
+        return planner.plan(shape, here, context, kv_dtype=self._kv_dtype)
 
     def _check(self, plan: Plan) -> None:
         if plan.seconds is None:
@@ -86,5 +89,6 @@ class Offload:
             "tokens": {"device": prefix + tail, "host": host},
             "pages": {"used": used, "taken": taken},
             "unpinned": self.cache.store.unpinned,
+            "rounding_error": self.cache.store.rounding_error,
             **self.cache.engine.metrics.as_dict(),
         }

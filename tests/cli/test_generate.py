@@ -125,6 +125,9 @@ def test_offloaded_keys_change_no_token(run_json: Any, folder: Path) -> None:
     assert found["answer"] == plain["answer"] and found["tokens"] == 6
     assert found["offload"]["tokens"]["host"] > 0
     assert found["offload"]["computed_bytes"] > 0
+    assert found["offload"]["rounding_error"] == [0.0, 0.0]
+    rounded = run_json("generate", *common, "--offload", "auto", "--kv-dtype", "int8")
+    assert all(0 < error < 0.02 for error in rounded["offload"]["rounding_error"])
 
 
 def test_a_context_without_room_is_refused_before_anything_runs(run: Any, folder: Path) -> None:
