@@ -240,6 +240,7 @@ def main() -> int:
             result["error"] = result["error"][-600:]
         else:
             hivm, errors = to_hivm(name, linalg, given.out, given.compiler)
+            (given.out / name / "variant.json").write_text(json.dumps(chosen))
             result |= facts_of(hivm) if hivm else {"error": "; ".join(errors)[:400]}
         print(json.dumps(result, sort_keys=True), flush=True)
     return 0
