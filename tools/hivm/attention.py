@@ -192,16 +192,18 @@ class Launch:
         pages[table.reshape(-1)] = full.reshape(table.size, page, h, d)
         return pages
 
-    def block(
-        self, index: int, hardware: Hardware = ASCEND_910B2, **options: Any
-    ) -> Outcome:
+    def block(self, index: int, hardware: Hardware = ASCEND_910B2, **options: Any) -> Outcome:
         """One program on one core; see machine.Machine for the options."""
         # The workspace is indexed by the program: only its own part is touched.
         size = self.module.workspace
         workspace = Buffer.filled("workspace", "gm", size * (index + 1))
         lock = Buffer.filled("lock", "gm", 64)
         arguments = [
-            0, _pointer(lock, "i8"), _pointer(workspace, "i8"), *self.pointers, *self.scalars
+            0,
+            _pointer(lock, "i8"),
+            _pointer(workspace, "i8"),
+            *self.pointers,
+            *self.scalars,
         ]
         machine = Machine(self.module, arguments, workspace, hardware, block=index, **options)
         return machine.run()
@@ -218,7 +220,9 @@ class Launch:
             total.problems += one.problems
             total.deadlock = total.deadlock or one.deadlock
             for counter, more in (
-                (total.syncs, one.syncs), (total.bytes, one.bytes), (total.busy, one.busy)
+                (total.syncs, one.syncs),
+                (total.bytes, one.bytes),
+                (total.busy, one.busy),
             ):
                 counter.update(more)
             total.cycles = max(total.cycles, one.cycles)

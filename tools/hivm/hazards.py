@@ -4,7 +4,8 @@ A pipe starts its operations in order but finishes them freely until a barrier o
 an operation sees what its own pipe did before only after `pipe_barrier`, and what another pipe
 did only through a flag, a semaphore or a chain of them. Two accesses to the same bytes, one of
 them a write, that no chain orders are a hazard. An operation may overwrite what an earlier one of
-its own pipe reads: operands are read in order.
+its own pipe reads: operands are read in order. It may also take an earlier one's scratch as its
+own: a routine that reads its scratch back has ordered those writes itself.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Hazard:
     later: str
 
     def __str__(self) -> str:
-        return f"{self.kind} at byte {self.address} of {self.buffer}: {self.later} after {self.earlier}"
+        where = f"byte {self.address} of {self.buffer}"
+        return f"{self.kind} at {where}: {self.later} after {self.earlier}"
 
 
 class Shadow:
@@ -36,6 +38,7 @@ class Shadow:
         count = -(-size // GRANULE)
         self.writer = np.full(count, -1, np.int16)
         self.wrote = np.zeros(count, np.int32)
+        self.scratch = np.zeros(count, bool)
         self.read: dict[int, Array] = {}
         self.count = count
 
@@ -56,6 +59,8 @@ class Hazards:
             self._access(view, agent, epoch, clock, label, write=False)
         for view in work.writes:
             self._access(view, agent, epoch, clock, label, write=True)
+        for view in work.scratch:
+            self._access(view, agent, epoch, clock, label, write=True, scratch=True)
 
     def _shadow(self, buffer: Buffer) -> Shadow:
         if id(buffer) not in self.shadows:
@@ -63,7 +68,15 @@ class Hazards:
         return self.shadows[id(buffer)]
 
     def _access(
-        self, view: View, agent: int, epoch: int, clock: Array, label: str, *, write: bool
+        self,
+        view: View,
+        agent: int,
+        epoch: int,
+        clock: Array,
+        label: str,
+        *,
+        write: bool,
+        scratch: bool = False,
     ) -> None:
         shadow, at = self._shadow(view.buffer), view.granules()
         writer, wrote = shadow.writer[at], shadow.wrote[at]
@@ -71,7 +84,10 @@ class Hazards:
             return
         # An operation may write what it itself wrote or read: scratch, and results in place.
         unordered = (writer >= 0) & (wrote > clock[writer])
-        unordered &= ~((writer == agent) & (wrote == epoch))
+        mine = writer == agent
+        unordered &= ~(mine & (wrote == epoch))
+        if scratch:
+            unordered &= ~(mine & shadow.scratch[at])
         if unordered.any():
             kind = "write after write" if write else "read after write"
             self._report(kind, view, at, unordered, writer, wrote, label)
@@ -89,6 +105,7 @@ class Hazards:
                 self._report("write after read", view, at, unordered, who, when[at], label)
         shadow.writer[at] = agent
         shadow.wrote[at] = epoch
+        shadow.scratch[at] = scratch
 
     def _report(
         self, kind: str, view: View, at: slice | Array, unordered: Array, who: Array,
@@ -98,4 +115,6 @@ class Hazards:
         granule = (at.start + first) if isinstance(at, slice) else int(at[first])
         earlier = self.labels.get((int(who[first]), int(when[first])), "?")
         key = (kind, view.buffer.name, earlier, label)
-        self.found.setdefault(key, Hazard(kind, view.buffer.name, granule * GRANULE, earlier, label))
+        self.found.setdefault(
+            key, Hazard(kind, view.buffer.name, granule * GRANULE, earlier, label)
+        )

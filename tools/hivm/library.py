@@ -27,6 +27,8 @@ class Work:
     name: str
     reads: tuple[View, ...] = ()
     writes: tuple[View, ...] = ()
+    # What a routine writes and reads by itself before it ends.
+    scratch: tuple[View, ...] = ()
     action: Callable[[], None] | None = None
     path: str = ""
     bytes: int = 0
@@ -78,13 +80,13 @@ def _nd2nz(callee: str, _: Any, operands: Sequence[Any]) -> Work:
         matrix = source.get()
         target.put(to_fractal(matrix, target))
 
-    return Work("MTE2", callee, (source,), (target,), action, "GM to L1", source.bytes)
+    return Work("MTE2", callee, (source,), (target,), (), action, "GM to L1", source.bytes)
 
 
 def _set_l1(callee: str, _: Any, operands: Sequence[Any]) -> Work:
     value, target = operands
     return Work(
-        "MTE2", callee, (), (target,), lambda: target.put(value), "fill L1", target.bytes
+        "MTE2", callee, (), (target,), (), lambda: target.put(value), "fill L1", target.bytes
     )
 
 
@@ -109,9 +111,9 @@ def _mma(callee: str, given: re.Match[str], operands: Sequence[Any]) -> Work:
         kept[:rows, :columns] = product
         c.put(to_fractal(kept, c))
 
-    second = Work("M", callee, (), (c,), multiply, shape=(m, k, n), itemsize=a.bits // 8)
+    second = Work("M", callee, (), (c,), (), multiply, shape=(m, k, n), itemsize=a.bits // 8)
     return Work(
-        "MTE1", callee, (a, b), (), load, "L1 to L0", (m * k + k * n) * a.bits // 8,
+        "MTE1", callee, (a, b), (), (), load, "L1 to L0", (m * k + k * n) * a.bits // 8,
         shape=(m, k, n), itemsize=a.bits // 8, then=second,
         waits=tuple(x for x in (wait_a, wait_b) if x >= 0),
         sets=tuple(x for x in (set_a, set_b) if x >= 0),
@@ -125,7 +127,7 @@ def _fixpipe(callee: str, _: Any, operands: Sequence[Any]) -> Work:
         rows, columns = target.shape
         target.put(from_fractal(source.get())[:rows, :columns])
 
-    return Work("FIX", callee, (source,), (target,), action, "L0C to GM", target.bytes)
+    return Work("FIX", callee, (source,), (target,), (), action, "L0C to GM", target.bytes)
 
 
 def _copy(pipe: str, path: str) -> Callable[..., Work]:
@@ -137,7 +139,7 @@ def _copy(pipe: str, path: str) -> Callable[..., Work]:
         def action() -> None:
             target.put(source.get())
 
-        work = Work(pipe, callee, (source,), (target,), action, path, source.bytes)
+        work = Work(pipe, callee, (source,), (target,), (), action, path, source.bytes)
         if pipe == "V":
             work.elements, work.itemsize = target.elements, max(1, target.bits // 8)
         return work
@@ -145,9 +147,7 @@ def _copy(pipe: str, path: str) -> Callable[..., Work]:
     return make
 
 
-def _vector(
-    compute: Callable[..., Any], inputs: int, passes: float = 1.0
-) -> Callable[..., Work]:
+def _vector(compute: Callable[..., Any], inputs: int, passes: float = 1.0) -> Callable[..., Work]:
     """An operation of `inputs` operands, then the target, then scratch."""
 
     def make(callee: str, _: Any, operands: Sequence[Any]) -> Work:
@@ -166,7 +166,7 @@ def _vector(
         times = passes * (_PASSES["2d"] if "_2d_" in callee else 1.0)
         widest = max((target, *reads), key=lambda v: v.elements * max(8, v.bits))
         return Work(
-            "V", callee, reads, (target, *scratch), action, elements=widest.elements,
+            "V", callee, reads, (target,), scratch, action, elements=widest.elements,
             itemsize=max(1, widest.bits // 8), passes=times,
         )  # fmt: skip
 
@@ -188,7 +188,7 @@ def _reduce(compute: Callable[..., Any]) -> Callable[..., Work]:
             target.put(result)
 
         return Work(
-            "V", callee, (source,), (target, scratch), action, elements=source.elements,
+            "V", callee, (source,), (target,), (scratch,), action, elements=source.elements,
             passes=_PASSES["reduce"],
         )  # fmt: skip
 
@@ -228,16 +228,14 @@ def _select(mask: Array, yes: Any, no: Any) -> Array:
 def _arange(callee: str, _: Any, operands: Sequence[Any]) -> Work:
     target, offset, step = operands
     return Work(
-        "V", callee, (), (target,),
+        "V", callee, (), (target,), (),
         lambda: target.put(offset + step * np.arange(target.elements)), elements=target.elements,
     )  # fmt: skip
 
 
 def _fill(callee: str, _: Any, operands: Sequence[Any]) -> Work:
     value, target = operands
-    return Work(
-        "V", callee, (), (target,), lambda: target.put(value), elements=target.elements
-    )
+    return Work("V", callee, (), (target,), (), lambda: target.put(value), elements=target.elements)
 
 
 _T = r"(?:float|half|bfloat16_t|int8_t|int32_t|bool|bool_float)"

@@ -106,7 +106,8 @@ class Machine:
         self.cores = []
         for number, name in enumerate(CORES):
             buffers = {
-                space: Buffer.filled(f"{name} {space}", space, size) for space, size in SIZES.items()
+                space: Buffer.filled(f"{name} {space}", space, size)
+                for space, size in SIZES.items()
             }
             function = module.core("aic" if number == 0 else "aiv")
             half = max(0, number - 1)
@@ -285,7 +286,7 @@ class Machine:
         if self.checking:
             label = f"{work.name} (line {issue.line})"
             self.hazards.check(work, pipe.index, pipe.epoch, pipe.clock, label)
-            for view in (*work.reads, *work.writes):
+            for view in (*work.reads, *work.writes, *work.scratch):
                 if view.buffer.space != "gm" and view.elements:
                     end = -(-view._extent()[1] // 8)
                     space = view.buffer.space

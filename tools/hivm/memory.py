@@ -138,7 +138,12 @@ class View:
         if not inner:
             return slice(first // unit, -(-end // unit))
         outer = View(
-            self.buffer, self.base, self.offset, self.shape[:inner], self.strides[:inner], self.dtype
+            self.buffer,
+            self.base,
+            self.offset,
+            self.shape[:inner],
+            self.strides[:inner],
+            self.dtype,
         )
         starts = (first + outer._positions().ravel() * self.bits)[:, None]
         width = -(-run * self.bits // unit)

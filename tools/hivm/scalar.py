@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -142,7 +143,9 @@ class Scalar:
             return op.attrs["value"]
         if name in ("affine.apply", "affine.min", "affine.max"):
             found = self.maps[op.attrs["map"]](*given)
-            return found[0] if name == "affine.apply" else (min if name[7:] == "min" else max)(found)
+            return (
+                found[0] if name == "affine.apply" else (min if name[7:] == "min" else max)(found)
+            )
         if name in ("arith.cmpi", "arith.cmpf"):
             return int(_COMPARE[op.attrs["predicate"]](*given))
         if name == "arith.select":
@@ -216,7 +219,7 @@ def _collapse(view: View, groups: list[tuple[int, ...]]) -> View:
     shape, strides = [], []
     for group in groups:
         wide = [i for i in group if view.shape[i] != 1]
-        for i, j in zip(wide, wide[1:], strict=False):
+        for i, j in pairwise(wide):
             if view.strides[i] != view.strides[j] * view.shape[j]:
                 raise Unsupported(f"collapse of {view.shape} with strides {view.strides}")
         shape.append(prod(view.shape[i] for i in group))
