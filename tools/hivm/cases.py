@@ -1,7 +1,7 @@
 """The sizes each compiled variant is run at: every loop, every buffer reused, no round length.
 
 The compiler keeps four blocks of scores in flight, so six whole blocks of keys make each slot be
-written twice; masked blocks follow them (and precede them under a window), the last one not full.
+written twice; three masked blocks follow them, the last one not full.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def case_of(chosen: dict[str, Any], seed: int = 0) -> Case:
     queries, batch = (20 if few else 70), 1
     if chosen.get("CACHE"):
         queries, batch = (1 if chosen.get("PACKED") else 70), 2
-    seen = WHOLE * keys + 143
+    seen = WHOLE * keys + 271
     return Case(
         chosen, queries, seen + (2 * keys if windowed else 0), heads=group, batch=batch,
         softcap=8.0 if chosen.get("SOFTCAP") else 0.0,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -39,7 +40,6 @@ _CHANGED = {
     "hivm.hir.set_flag": "another flag set",
     "hivm.hir.sync_block_wait": "wait for another semaphore",
     "hivm.hir.sync_block_set": "another semaphore set",
-    "hivm.hir.pointer_cast": "buffer at another's address",
     "arith.select": "double buffers swapped",
 }
 _LATE = {"hivm.hir.wait_flag": "wait too late", "hivm.hir.set_flag": "set too early"}
@@ -49,30 +49,71 @@ def faults(module: Module) -> list[Fault]:
     """Every fault that can be seeded, in program order."""
     found = []
     for kind in ("aic", "aiv"):
-        function = module.core(kind)
-        for op, following in _walk(function.body):
+        body = module.core(kind).body
+        roots = _roots(body)
+        for op in _walk(body):
             last = op.name == "hivm.hir.pipe_barrier" and op.attrs["pipes"] == ["ALL"]
             names = [] if last else [_REMOVED.get(op.name)]
             if op.name != "arith.select" or "memref" in op.attrs["type"]:
                 names.append(_CHANGED.get(op.name))
-            if following == "call":
-                names.append(_LATE.get(op.name))
-            if op.name == "hivm.hir.pointer_cast" and 0 in op.attrs["type"].shape:
-                names = []
+            if op.name == "call" and _ALIKE.fullmatch(op.attrs["callee"]):
+                source, target = op.operands[0], _target(op)
+                if roots.get(source, source) != roots.get(target, target):
+                    names.append("operand swapped for the result")
             found += [Fault(name, kind, op.line) for name in names if name]
+        found += [Fault(_LATE[op.name], kind, op.line) for op in _movable(body)]
     return found
 
 
-def _walk(body: list[Op]) -> Iterator[tuple[Op, str]]:
-    for i, op in enumerate(body):
-        near = -1 if op.name == "hivm.hir.set_flag" else 1
-        beside = body[i + near].name if 0 <= i + near < len(body) else ""
-        steps = i
-        while beside in ("memref.cast", "memref.collapse_shape") and 0 <= steps + near < len(body):
-            steps += near
-            beside = body[steps].name
-        yield op, beside
+def _target(op: Op) -> str:
+    """The result of an operation of _ALIKE."""
+    one = op.attrs["callee"].startswith(("vexp", "copy"))
+    return str(op.operands[1 if one else 2])
+
+
+_PIPES = {"nd2nz": "MTE2", "set_l1": "MTE2", "load": "MTE2", "store": "MTE3", "fixpipe": "FIX"}
+# Operations on equal extents: any operand may stand in another's place.
+_ALIKE = re.compile(r"(vadd|vsub|vmul|vmax|vexp|copy_ubuf_to_ubuf)_1d_float")
+
+
+def _walk(body: list[Op]) -> Iterator[Op]:
+    for op in body:
+        yield op
         yield from _walk(op.body)
+
+
+def _pipes(op: Op) -> tuple[str, ...]:
+    callee = op.attrs["callee"]
+    if callee.startswith("mma"):
+        return ("MTE1", "M")
+    return (next((p for name, p in _PIPES.items() if callee.startswith(name)), "V"),)
+
+
+def _movable(body: list[Op]) -> Iterator[Op]:
+    """Waits right before an operation of the pipe that waits, sets right after one that sets."""
+    for i, op in enumerate(body):
+        yield from _movable(op.body)
+        if op.name not in _LATE:
+            continue
+        wait = op.name == "hivm.hir.wait_flag"
+        near = body[i + 1 :] if wait else body[:i][::-1]
+        beside = next((other for other in near if not other.name.startswith("memref.")), None)
+        pipe = op.attrs["pipes"][1 if wait else 0]
+        if beside and beside.name == "call" and pipe in _pipes(beside):
+            yield op
+
+
+def _roots(body: list[Op]) -> dict[str, tuple[str, ...]]:
+    """The address that each view comes from, by the names of constants and subviews."""
+    found: dict[str, tuple[str, ...]] = {}
+    for op in _walk(body):
+        if op.name == "hivm.hir.pointer_cast":
+            found[op.results[0]] = (op.operands[0],)
+        elif op.name in ("memref.cast", "memref.collapse_shape") and op.operands[0] in found:
+            found[op.results[0]] = found[op.operands[0]]
+        elif op.name == "memref.subview":
+            found[op.results[0]] = (*found.get(op.operands[0], ()), op.operands[0])
+    return found
 
 
 def seeded(module: Module, fault: Fault) -> Module:
@@ -86,8 +127,8 @@ def seeded(module: Module, fault: Fault) -> Module:
         _move(body, index, 1 if fault.kind == "wait too late" else -1)
     elif op.name == "arith.select":
         op.operands = (op.operands[0], op.operands[2], op.operands[2])
-    elif op.name == "hivm.hir.pointer_cast":
-        _misplace(changed, fault.function, op)
+    elif op.name == "call":
+        op.operands = (_target(op), *op.operands[1:])
     elif "sync_block" in op.name:
         flag = op.attrs["flag"]
         op.attrs["flag"] = str(int(flag) + 1) if flag.isdigit() else "0"
@@ -118,19 +159,6 @@ def _move(body: list[Op], index: int, way: int) -> None:
     while body[at].name != "call":
         at += way
     body.insert(at + 1 if way > 0 else at, op)
-
-
-def _misplace(module: Module, function: str, op: Op) -> None:
-    """Give a buffer the address of the largest other one of its space that it fits beside."""
-    space = op.attrs["type"].space
-    others = [
-        other.operands[0]
-        for other, _ in _walk(module.core(function).body)
-        if other.name == "hivm.hir.pointer_cast" and other.attrs["type"].space == space
-        and other.operands != op.operands and 0 not in other.attrs["type"].shape
-    ]  # fmt: skip
-    if others:
-        op.operands = (max(sorted(set(others)), key=others.count),)
 
 
 def caught(module: Module, fault: Fault, case: Case, tensors: Tensors) -> str:
