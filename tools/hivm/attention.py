@@ -242,7 +242,7 @@ _POINTERS = ("q", "k", "v", "out", "lse", "mask", "sinks", "starts_q", "starts_k
 
 
 def plain(case: Case, t: Tensors) -> Array:
-    """The formula with every intermediate in the inputs' dtype: what NUMERICS' budget is made of."""
+    """The formula with every intermediate in the inputs' dtype: the measure of the budget."""
     dtype = _DTYPES[case.chosen["dtype"]]
     import torch
 

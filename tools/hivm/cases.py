@@ -33,7 +33,7 @@ def case_of(chosen: dict[str, Any], seed: int = 0) -> Case:
 
 
 def compiled(folder: Path) -> dict[str, tuple[Module, dict[str, Any]]]:
-    """What tools/ascend/compile_tiled.py left in a folder: modules with their constants, by name."""
+    """Modules and their constants by name, as tools/ascend/compile_tiled.py left them."""
     found = {}
     for text in sorted(folder.glob("*/module.hivm.opt.mlir")):
         chosen = json.loads((text.parent / "variant.json").read_text())

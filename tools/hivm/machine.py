@@ -47,6 +47,8 @@ class Span:
     name: str
     start: float
     end: float
+    # Bytes of on-chip buffers: address space, first, one after the last, and whether written.
+    touched: tuple[tuple[str, int, int, bool], ...] = ()
 
 
 @dataclass
@@ -282,15 +284,19 @@ class Machine:
         if work.path:
             self.bytes[work.path] += work.bytes
         if self.trace:
-            self.spans.append(Span(core.name, name, work.name, start, pipe.time))
+            touched = tuple(
+                (view.buffer.space, view.first_byte, view.end_byte, view in work.writes)
+                for view in (*work.reads, *work.writes)
+                if view.buffer.space != "gm" and view.elements
+            )
+            self.spans.append(Span(core.name, name, work.name, start, pipe.time, touched))
         if self.checking:
             label = f"{work.name} (line {issue.line})"
             self.hazards.check(work, pipe.index, pipe.epoch, pipe.clock, label)
             for view in (*work.reads, *work.writes, *work.scratch):
                 if view.buffer.space != "gm" and view.elements:
-                    end = -(-view._extent()[1] // 8)
                     space = view.buffer.space
-                    self.peaks[space] = max(self.peaks.get(space, 0), end)
+                    self.peaks[space] = max(self.peaks.get(space, 0), view.end_byte)
             if work.action:
                 work.action()
         return start

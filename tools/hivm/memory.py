@@ -64,6 +64,14 @@ class View:
     def bytes(self) -> int:
         return (self.elements * self.bits + 7) // 8
 
+    @property
+    def first_byte(self) -> int:
+        return self._extent()[0] // 8
+
+    @property
+    def end_byte(self) -> int:
+        return -(-self._extent()[1] // 8)
+
     def _extent(self) -> tuple[int, int]:
         """The first bit and the one after the last."""
         first = self.base * 8 + self.offset * self.bits

@@ -50,7 +50,7 @@ class Function:
     body: list[Op]
 
 
-@dataclass
+@dataclass(eq=False)
 class Module:
     functions: dict[str, Function]
     maps: dict[str, Any]
