@@ -1,8 +1,9 @@
 """Modelled times of whole calls on a chip, from simulated blocks: nothing here was measured.
 
-A tile of 64 query rows is simulated over up to 24 whole blocks of keys; four more, as many as are in
-flight, take the same time again from there on. Tiles go to cores as they become free. Standard attention is three kernels that pass all scores through memory: each takes the
-longest of its arithmetic and its bytes, from the L2 while they fit there.
+A tile of 64 query rows is simulated over up to 24 whole blocks of keys; four more, as many as are
+in flight, take the same time again from there on. Tiles go to cores as they become free. Standard
+attention is three kernels that pass all scores through memory: each takes the longest of its
+arithmetic and its bytes, from the L2 while they fit there.
 """
 
 from __future__ import annotations
