@@ -169,6 +169,15 @@ class HasLibrary(Protocol):
 
 
 @runtime_checkable
+class HasSoftware(Protocol):
+    """A backend whose devices need software beside portattn, drivers included."""
+
+    def software(self) -> tuple[str, str]:
+        """What of it is installed, and what to do about the rest, "" for nothing."""
+        ...
+
+
+@runtime_checkable
 class HasTuningReasons(Protocol):
     """A backend that knows, before anything is compiled, which configurations a device can't take.
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from portattn.backends.ascend import arguments, constraints
+from portattn.backends.ascend import arguments, constraints, installation
 from portattn.backends.ascend.arguments import VendorCall
 from portattn.backends.ascend.blind_rows import blind_rows, without_rows
 from portattn.backends.common import definition
@@ -49,6 +49,10 @@ class AscendBackend:
         if device.type == "npu":
             reasons += constraints.environment_reasons()
         return reasons
+
+    def software(self) -> tuple[str, str]:
+        """Driver, CANN, torch-npu and Triton, and what to install."""
+        return installation.software()
 
     def describe(self, problem: AttentionProblem, device: Device) -> str:
         if problem.operation == "decode":

@@ -18,7 +18,7 @@ from portattn.cli.info import state
 from portattn.dispatch import device as devices
 from portattn.dispatch import profile as profiles
 from portattn.dispatch import registry
-from portattn.dispatch.backend import HasLibrary
+from portattn.dispatch.backend import HasLibrary, HasSoftware
 from portattn.errors import BackendUnavailableError, ProfileError
 from portattn.integrations.models import cache_dir
 
@@ -109,6 +109,18 @@ def compiled_libraries() -> Iterator[Finding]:
         if isinstance(backend, HasLibrary):
             found, advice = backend.library_state()
             yield Finding("warn" if advice else "ok", f"library of {name}", found, advice)
+
+
+def software() -> Iterator[Finding]:
+    """Drivers and packages that a backend's devices need; without such a device, no fault."""
+    for name in registry.names():
+        try:
+            backend = registry.load(name)
+        except BackendUnavailableError:
+            continue  # `backends` reports it
+        if isinstance(backend, HasSoftware):
+            found, advice = backend.software()
+            yield Finding("warn" if advice else "ok", f"software for {name}", found, advice)
 
 
 def optional_libraries() -> Iterator[Finding]:
@@ -209,6 +221,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     torch_and_devices,
     backends,
     compiled_libraries,
+    software,
     optional_libraries,
     shipped_profiles,
     own_profiles,

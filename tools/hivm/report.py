@@ -192,8 +192,8 @@ def _times(two: Tiling, one: Tiling, masked: Tiling) -> str:
             o = launch + _one_level(one, masked, n, causal)
             w = 3 * launch + standard_microseconds(n)
             lines.append(
-                f"| {n} | {'yes' if causal else 'no'} | {t:.0f} | {o:.0f} | {w:.0f} | {o / t:.2f} | "
-                f"{w / t:.2f} |"
+                f"| {n} | {'yes' if causal else 'no'} | {t:.0f} | {o:.0f} | {w:.0f} | "
+                f"{o / t:.2f} | {w / t:.2f} |"
             )
     return "\n".join(lines)
 
