@@ -38,7 +38,7 @@ help:
 	@echo "make test-gpu  the tests that need an NVIDIA GPU"
 	@echo "make test-volta      what the volta kernels compile to on sm_70 and sm_75, and their longer emulations"
 	@echo "make test-volta-gpu  the volta kernels on an NVIDIA GPU of any generation"
-	@echo "make test-ascend  compile for Ascend and bind to the real torch-npu; no NPU is needed"
+	@echo "make test-ascend  compile for Ascend, simulate what comes out, bind to torch-npu; needs no NPU"
 	@echo "make sanitize  the CPU kernels under address, undefined-behaviour and thread sanitizers"
 	@echo "make sanitize-gpu  the Triton kernels under compute-sanitizer, on a GPU"
 	@echo "make defects   seed defects into the CPU kernels: the tests must catch them"
