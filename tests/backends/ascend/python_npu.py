@@ -123,7 +123,7 @@ CALLS: list[str] = []
 
 
 def install() -> None:
-    """Name the device, let it be made by `.to("npu")`, and put the stand-in in torch-npu's place."""
+    """Name the device, make tensors for it, and put the stand-in in torch-npu's place."""
 
     class Module(backend_registration._DummyBackendModule):  # type: ignore[misc,name-defined]
         @staticmethod
@@ -172,7 +172,7 @@ KEPT: list[Any] = []
 
 
 def check(name: str, call: Any, *tensors: Tensor) -> dict[str, Any]:
-    """The same call on the CPU and on the device: largest difference, where it ran, its gradient."""
+    """The same call on the CPU and on the device: the differences, and the operators it took."""
     here = [t.clone().requires_grad_(t.is_floating_point()) for t in tensors]
     there = [t.detach().to("npu").requires_grad_(t.is_floating_point()) for t in tensors]
     CALLS.clear()
