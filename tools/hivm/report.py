@@ -75,8 +75,8 @@ _SEEDED = """## Seeded faults
 
 _HARMLESS = """
 Not every change is a fault: a flag is spared where a chain of others orders the same accesses. The
-tests run what isn't caught in other orders of the pipes and want the right result; of the kinds
-other than the last two moves at least 95 % must be caught."""
+tests run what isn't caught in other orders of the pipes and want the right result; of all kinds but
+"set too early" and "wait too late" at least 95 % must be caught."""
 
 _FIT = """## Calibration
 
