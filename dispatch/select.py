@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("portattn")
 
 # The environment variables that decisions depend on.
-environment = reader("PORTATTN_BACKEND", "PORTATTN_PROFILE", "PORTATTN_CPU_ISA")
+environment = reader(
+    "PORTATTN_BACKEND", "PORTATTN_PROFILE", "PORTATTN_CPU_ISA", "PORTATTN_VOLTA_BFLOAT16"
+)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ class VoltaBackend:
 
     def reasons_against(self, problem: AttentionProblem, device: Device) -> list[str]:
         reasons = self.capability.reasons_against(problem, device)
+        reasons += program.dtype_reasons(problem.dtype)
         if problem.operation == "backward":
             reasons += backward.reasons_against(problem)
         if not reasons:

@@ -19,7 +19,16 @@ log = logging.getLogger("portattn")
 
 # A folder of m8n8k4 kernels from tools/volta/build.py, for machines whose NVRTC can't target sm_70.
 PTX_FOLDER = "PORTATTN_VOLTA_PTX"
+# "refuse" declines bfloat16, which is else computed as float16, clamped to that type's range.
+BFLOAT16 = "PORTATTN_VOLTA_BFLOAT16"
 _NEEDED_SHARED = 48 * 1024  # what a block may have without asking
+
+
+def dtype_reasons(dtype: torch.dtype) -> list[str]:
+    """Why bfloat16 isn't taken where the user refused its conversion."""
+    if dtype == torch.bfloat16 and os.environ.get(BFLOAT16) == "refuse":
+        return [f"bfloat16 would be computed as float16, which {BFLOAT16}=refuse forbids"]
+    return []
 
 
 def missing(family: str) -> str | None:

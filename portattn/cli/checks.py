@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 
+from portattn.cli import older_gpus
 from portattn.cli.info import state
 from portattn.dispatch import device as devices
 from portattn.dispatch import profile as profiles
@@ -84,6 +85,19 @@ def _architecture(index: int) -> Finding:
     return Finding(
         "fail", f"GPU {index}", f"{name} is {wanted}; torch has {', '.join(architectures)}", advice
     )
+
+
+def volta_and_turing() -> Iterator[Finding]:
+    """The last CUDA for Volta isn't the newest: torch, CuPy and NVRTC must agree on an old one."""
+    for device in devices.available():
+        if device.family in older_gpus.WORKING:
+            state, found, advice = older_gpus.judge(
+                device.family,
+                torch.version.cuda,
+                torch.cuda.get_arch_list(),
+                older_gpus.installed_cupy(),
+            )
+            yield Finding(state, f"CUDA for {device.family}", found, advice)
 
 
 def backends() -> Iterator[Finding]:
@@ -219,6 +233,7 @@ def _usable_cores() -> int:
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     torch_and_devices,
+    volta_and_turing,
     backends,
     compiled_libraries,
     software,

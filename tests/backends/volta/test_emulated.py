@@ -7,12 +7,14 @@ import shutil
 import pytest
 import torch
 
+from portattn.arguments import describe, options
 from portattn.backends.volta import VoltaBackend, forward, program
 from portattn.backends.volta.layout import KernelProblem
 from portattn.backends.volta.variants import Variant
 from portattn.dispatch import profile as profiles
+from portattn.dispatch.backend import AttentionTensors
 from portattn.dispatch.device import Device
-from tests.backends.volta.held import TAKEN, WITH_GRADIENTS, hold, hold_gradients, run
+from tests.backends.volta.held import TAKEN, V100, WITH_GRADIENTS, hold, hold_gradients, run
 from tests.conformance.budget import check, expected, problem_of
 from tests.conformance.cases import Case, build, dense
 from tools.volta import emulation
@@ -110,3 +112,14 @@ def test_every_rule_of_a_profile(
                 out, lse = forward.forward(t, problem, config, turing)
                 check({"out": out, "lse": lse}, want, torch.float16, f"{name} {config}")
     assert len(tried) >= 5
+
+
+def test_bfloat16_can_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    q = torch.empty(1, 8, 2, 64, dtype=torch.bfloat16)
+    settings = options(q, softmax_scale=None, causal=True, window_size=(-1, -1), softcap=0.0)
+    problem = describe("forward", AttentionTensors(q, q, q), settings)
+    monkeypatch.setattr(program, "missing", lambda family: None)
+    assert not VoltaBackend().reasons_against(problem, V100)
+    monkeypatch.setenv(program.BFLOAT16, "refuse")
+    (reason,) = VoltaBackend().reasons_against(problem, V100)
+    assert f"{program.BFLOAT16}=refuse" in reason
