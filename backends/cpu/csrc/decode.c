@@ -11,6 +11,8 @@
  *     lse = M / c + log L
  *
  * K streams once and V once; both are read by tiles of rows x keys whose sums stay in registers.
+ * Each is read as two streams, the chunk's halves side by side: what the processor reads ahead by
+ * itself ends with a page, and starts over while the other stream goes on.
  */
 
 #include <math.h>
@@ -24,17 +26,31 @@
 #include "visible.h"
 
 /* Keys whose rows stay in the first-level cache while every tile of rows reads them. */
+#ifndef KEYS
 #define KEYS 64
+#endif
+/* Those of v: fewer, so that what comes next is asked for in each pass over their columns. */
+#ifndef KEYS_V
+#define KEYS_V 16
+#endif
+/* Keys that one stream goes on for. */
+#define GRAIN 4
 /* How far ahead of its use a row is asked for. */
+#ifndef AHEAD_BYTES
 #define AHEAD_BYTES 2048
-/* Further ahead one line of a row: what that costs is finding its page. */
-#define PAGE_AHEAD_BYTES 8192
+#endif
 
 #if VEC_REGISTERS >= 32
 #define ROWS 4
 #else
 #define ROWS 2
 #endif
+
+/* What is asked for ahead of its use: whole rows, in the order in which they are read. */
+typedef struct {
+    const char *const *next, *const *values, *const *end;
+    int64_t bytes_k, bytes_v;
+} asker;
 
 typedef struct {
     const pa_forward_args *f;
@@ -45,10 +61,11 @@ typedef struct {
     int64_t stride; /* of a row of p */
     int packs_k, packs_v; /* rows that can't be read as they lie are copied first */
     int dots; /* products of bfloat16 by the instructions for it */
-    int64_t ahead, page_ahead; /* keys between the one read and the ones asked for */
+    asker *ask;
     float *q, *p;
     uint16_t *q_bits;
-    const char **at; /* [2 count]: rows of k, then of v */
+    const char **at; /* [2 count]: rows of k, then of v, in the order in which they are read */
+    int32_t *place; /* [whole tiles of count]: which key of the chunk is read when */
 #ifdef PA_AMX
     uint16_t *pairs; /* tiles of queries */
     uint16_t *split; /* tiles of weights */
@@ -74,6 +91,7 @@ static int64_t lay_out(const pa_forward_args *f, int64_t rows, char *scratch, ch
     c->q_bits = (uint16_t *)at, at += round_up(rows * c->wide_k * 2, 64);
     c->packed = at, at += KEYS * widest(f) * 4;
     c->at = (const char **)at, at += 2 * f->block_n * (int64_t)sizeof(char *);
+    c->place = (int32_t *)at, at += c->stride * 4;
 #ifdef PA_AMX
     at = (char *)0 + round_up(at - (char *)0, 64);
     c->pairs = (uint16_t *)at, at += round_up(rows, 16) * c->wide_k * 2;
@@ -87,10 +105,20 @@ static int64_t scratch_bytes(const pa_forward_args *f, int64_t rows) {
     return lay_out(f, rows, NULL, &c);
 }
 
+/* The keys in the order in which they are read: GRAIN of the first half, GRAIN of the second. */
+static void order_keys(chunk *c, int64_t half) {
+    int64_t n = 0;
+    for (int64_t j = 0; j < half; j += GRAIN)
+        for (int64_t stream = 0; stream < 2; stream++)
+            for (int64_t i = 0; i < GRAIN; i++) c->place[n++] = (int32_t)(stream * half + j + i);
+    for (; n < c->stride; n++) c->place[n] = (int32_t)n;
+}
+
 /* Rows of `count` keys as pointers; those of one page, or of all without pages, lie evenly. */
-static void find_keys(chunk *c) {
+static void find_keys(chunk *c, int64_t half) {
     const pa_forward_args *f = c->f;
     const int64_t size = bytes_of(f->kv_dtype), count = c->count;
+    const char *found[2][count];
     int64_t k, v, even = count;
     for (int64_t j = 0; j < count; j += even) {
         key_offsets(f, c->w.b, c->w.kv_head, c->first + j, &k, &v);
@@ -100,9 +128,16 @@ static void find_keys(chunk *c) {
         }
         const char *key = (const char *)f->k + k * size, *value = (const char *)f->v + v * size;
         for (int64_t i = 0; i < even; i++) {
-            c->at[j + i] = key + i * f->k_row * size;
-            c->at[count + j + i] = value + i * f->v_row * size;
+            found[0][j + i] = key + i * f->k_row * size;
+            found[1][j + i] = value + i * f->v_row * size;
         }
+    }
+    order_keys(c, half);
+    for (int64_t x = 0; x < 2; x++) {
+        const char **to = c->at + x * count;
+        for (int64_t j = 0; j < 2 * half; j += GRAIN)
+            memcpy(to + j, found[x] + c->place[j], GRAIN * sizeof *to);
+        memcpy(to + 2 * half, found[x] + 2 * half, (count - 2 * half) * sizeof *to);
     }
 }
 
@@ -141,10 +176,10 @@ static void pack_rows(char *to, const char *const *rows, int64_t keys, int64_t s
     }
 }
 
-/* Rows of up to KEYS keys as tiles may read them; the last is repeated up to a whole tile. */
-static int64_t gather(const chunk *c, int values, int64_t j, const char **rows) {
+/* Rows of up to `most` keys as tiles may read them; the last is repeated up to a whole tile. */
+static int64_t gather(const chunk *c, int values, int64_t j, int64_t most, const char **rows) {
     const pa_forward_args *f = c->f;
-    const int64_t keys = c->count - j < KEYS ? c->count - j : KEYS;
+    const int64_t keys = c->count - j < most ? c->count - j : most;
     const char *const *at = c->at + (values ? c->count : 0) + j;
     if (values ? c->packs_v : c->packs_k) {
         const int64_t size = bytes_of(f->kv_dtype), wide = values ? c->wide_v : c->wide_k;
@@ -158,18 +193,18 @@ static int64_t gather(const chunk *c, int values, int64_t j, const char **rows) 
     return keys;
 }
 
-/* Asks for the rows that come `ahead` keys after those from `j`; `at` counts rows of k, then v. */
-static inline void ask_ahead(const chunk *c, int64_t at, int64_t keys, int64_t bytes) {
-    for (int64_t j = at + c->ahead; j < at + c->ahead + keys && j < 2 * c->count; j++)
+/* Asks for the next rows, those of k first. */
+static inline void ask_ahead(asker *a, int64_t rows) {
+    for (int64_t i = 0; i < rows && a->next < a->end; i++, a->next++) {
+        const int64_t bytes = a->next < a->values ? a->bytes_k : a->bytes_v;
         for (int64_t line = 0; line < bytes; line += 64)
-            __builtin_prefetch(c->at[j] + line, 0, 3);
-    for (int64_t j = at + c->page_ahead; j < at + c->page_ahead + keys && j < 2 * c->count; j++)
-        __builtin_prefetch(c->at[j], 0, 2);
+            __builtin_prefetch(*a->next + line, 0, 3);
+    }
 }
 
-/* Products of `rows` queries and `keys` keys, s [rows][stride]. */
+/* Products of `rows` queries and `keys` keys, to the places of these in p. */
 static ALWAYS_INLINE void dot_tile(const chunk *c, const int dtype, const int rows, const int keys,
-                                   int64_t row, const char *const *k, float *s) {
+                                   int64_t row, const char *const *k, const int32_t *place) {
     const float *q = c->q + row * c->wide_k;
     vf sum[4][8];
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < keys; j++)
@@ -185,12 +220,12 @@ static ALWAYS_INLINE void dot_tile(const chunk *c, const int dtype, const int ro
         }
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < keys; j += 4)
         v_sum4(sum[i][j], sum[i][j + 1], sum[i][j + 2], sum[i][j + 3],
-               s + (row + i) * c->stride + j);
+               c->p + (row + i) * c->stride + place[j]);
 }
 
 #ifdef VEC_BF16_DOT
 static ALWAYS_INLINE void dot_tile_bf16(const chunk *c, const int rows, const int keys, int64_t row,
-                                        const char *const *k, float *s) {
+                                        const char *const *k, const int32_t *place) {
     const uint16_t *q = c->q_bits + row * c->wide_k;
     vf sum[4][8];
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < keys; j++)
@@ -200,21 +235,22 @@ static ALWAYS_INLINE void dot_tile_bf16(const chunk *c, const int rows, const in
             sum[i][j] = v_dot_bf16(q + i * c->wide_k + d, (const uint16_t *)k[j] + d, sum[i][j]);
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < keys; j += 4)
         v_sum4(sum[i][j], sum[i][j + 1], sum[i][j + 2], sum[i][j + 3],
-               s + (row + i) * c->stride + j);
+               c->p + (row + i) * c->stride + place[j]);
 }
 #endif
 
 static ALWAYS_INLINE void dots(const chunk *c, const int dtype, const int rows, const int keys,
-                               int64_t row, int64_t count, const char *const *k, float *s) {
+                               int64_t row, int64_t count, const char *const *k,
+                               const int32_t *place) {
     for (int64_t j = 0; j < count; j += keys) {
-        if (row == 0) ask_ahead(c, (s - c->p) + j, keys, c->wide_k * bytes_of(dtype));
+        if (row == 0) ask_ahead(c->ask, keys);
 #ifdef VEC_BF16_DOT
         if (dtype == PA_BF16 && c->dots) {
-            dot_tile_bf16(c, rows, keys, row, k + j, s + j);
+            dot_tile_bf16(c, rows, keys, row, k + j, place + j);
             continue;
         }
 #endif
-        dot_tile(c, dtype, rows, keys, row, k + j, s + j);
+        dot_tile(c, dtype, rows, keys, row, k + j, place + j);
     }
 }
 
@@ -223,33 +259,36 @@ static ALWAYS_INLINE void multiply_keys(const chunk *c, const int dtype) {
     const char *rows[KEYS];
     const int64_t n = c->w.rows;
     for (int64_t j = 0; j < c->count; j += KEYS) {
-        const int64_t keys = gather(c, 0, j, rows);
+        const int64_t keys = gather(c, 0, j, KEYS, rows);
         int64_t r = 0;
-        for (; r + ROWS <= n; r += ROWS) dots(c, dtype, ROWS, 4, r, keys, rows, c->p + j);
+        for (; r + ROWS <= n; r += ROWS) dots(c, dtype, ROWS, 4, r, keys, rows, c->place + j);
 #if ROWS > 2
-        for (; r + 2 <= n; r += 2) dots(c, dtype, 2, 8, r, keys, rows, c->p + j);
+        for (; r + 2 <= n; r += 2) dots(c, dtype, 2, 8, r, keys, rows, c->place + j);
 #endif
-        for (; r < n; r++) dots(c, dtype, 1, 8, r, keys, rows, c->p + j);
+        for (; r < n; r++) dots(c, dtype, 1, 8, r, keys, rows, c->place + j);
     }
 }
 
-/* acc += p v of some rows and 2 VW pairs columns. */
+/* acc += p v of some rows and 2 VW pairs columns; `passes` of these together ask for rows ahead. */
 static ALWAYS_INLINE void add_tile(const chunk *c, const int dtype, const int rows, const int pairs,
-                                   int64_t row, int64_t column, int64_t first, int64_t keys,
-                                   const char *const *v, float *acc) {
-    const float *p = c->p + row * c->stride + first;
+                                   int64_t row, int64_t column, int64_t keys, int64_t passes,
+                                   const char *const *v, const int32_t *place, float *acc) {
+    const float *p = c->p + row * c->stride;
     float *to = acc + row * c->columns + column;
     vf sum[4][8];
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int x = 0; x < 2 * pairs; x++)
         sum[i][x] = v_load(to + i * c->columns + x * VW);
+    int64_t until = 0;
     for (int64_t j = 0; j < keys; j++) {
+        if (j == until) {
+            ask_ahead(c->ask, 1);
+            until += passes;
+        }
         vf line[8];
         UNROLL for (int x = 0; x < pairs; x++)
             v_load2(dtype, v[j], column + x * 2 * VW, &line[2 * x], &line[2 * x + 1]);
-        if (row == 0 && column == 0)
-            ask_ahead(c, c->count + first + j, 1, c->wide_v * bytes_of(dtype));
         UNROLL for (int i = 0; i < rows; i++) {
-            vf weight = v_set1(p[i * c->stride + j]);
+            vf weight = v_set1(p[i * c->stride + place[j]]);
             UNROLL for (int x = 0; x < 2 * pairs; x++)
                 sum[i][x] = v_fma(weight, line[x], sum[i][x]);
         }
@@ -259,15 +298,18 @@ static ALWAYS_INLINE void add_tile(const chunk *c, const int dtype, const int ro
 }
 
 static ALWAYS_INLINE void add_columns(const chunk *c, const int dtype, const int rows, int64_t row,
-                                      int64_t first, int64_t keys, const char *const *v,
+                                      int64_t keys, const char *const *v, const int32_t *place,
                                       float *acc) {
+    const int64_t width = (rows == 1 && c->wide_v >= 8 * VW ? 8 : 4) * VW;
+    const int64_t passes = row == 0 ? (c->wide_v + width - 1) / width : KEYS + 1;
     int64_t d = 0;
     if (rows == 1)
         for (; d + 8 * VW <= c->wide_v; d += 8 * VW)
-            add_tile(c, dtype, rows, 4, row, d, first, keys, v, acc);
+            add_tile(c, dtype, rows, 4, row, d, keys, passes, v, place, acc);
     for (; d + 4 * VW <= c->wide_v; d += 4 * VW)
-        add_tile(c, dtype, rows, 2, row, d, first, keys, v, acc);
-    for (; d < c->wide_v; d += 2 * VW) add_tile(c, dtype, rows, 1, row, d, first, keys, v, acc);
+        add_tile(c, dtype, rows, 2, row, d, keys, passes, v, place, acc);
+    for (; d < c->wide_v; d += 2 * VW)
+        add_tile(c, dtype, rows, 1, row, d, keys, passes, v, place, acc);
 }
 
 /* acc = p v for the whole chunk. */
@@ -275,14 +317,15 @@ static ALWAYS_INLINE void add_values(const chunk *c, const int dtype, float *acc
     const char *rows[KEYS];
     const int64_t n = c->w.rows;
     memset(acc, 0, n * c->columns * sizeof(float));
-    for (int64_t j = 0; j < c->count; j += KEYS) {
-        const int64_t keys = gather(c, 1, j, rows);
+    for (int64_t j = 0; j < c->count; j += KEYS_V) {
+        const int64_t keys = gather(c, 1, j, KEYS_V, rows);
+        const int32_t *place = c->place + j;
         int64_t r = 0;
-        for (; r + ROWS <= n; r += ROWS) add_columns(c, dtype, ROWS, r, j, keys, rows, acc);
+        for (; r + ROWS <= n; r += ROWS) add_columns(c, dtype, ROWS, r, keys, rows, place, acc);
 #if ROWS > 2
-        for (; r + 2 <= n; r += 2) add_columns(c, dtype, 2, r, j, keys, rows, acc);
+        for (; r + 2 <= n; r += 2) add_columns(c, dtype, 2, r, keys, rows, place, acc);
 #endif
-        for (; r < n; r++) add_columns(c, dtype, 1, r, j, keys, rows, acc);
+        for (; r < n; r++) add_columns(c, dtype, 1, r, keys, rows, place, acc);
     }
 }
 
@@ -351,6 +394,7 @@ static void softmax_row(const chunk *c, float *s, float factor, float *top, floa
     /* A row that sees nothing has maximum -inf; any finite stand-in gives p = 0. */
     const vf minus = v_set1(most == -INFINITY ? 0.0f : -most);
     for (int64_t j = 0; j < count; j += VW) {
+        ask_ahead(c->ask, (j & (4 * VW - 1)) == 0);
         vf p = v_exp2(v_fma(v_load(s + j), scale, minus));
         v_store(s + j, p);
         total = v_add(total, p);
@@ -383,8 +427,9 @@ static void add_visible(const chunk *c, float *acc) {
     const pa_forward_args *f = c->f;
     float line[c->wide_v];
     memset(acc, 0, c->w.rows * c->columns * sizeof(float));
-    for (int64_t j = 0; j < c->count; j++) {
-        load_row(line, c->at[c->count + j], f->kv_dtype, 0, f->v_dim, f->head_dim_v);
+    for (int64_t n = 0; n < c->count; n++) {
+        const int64_t j = c->place[n];
+        load_row(line, c->at[c->count + n], f->kv_dtype, 0, f->v_dim, f->head_dim_v);
         for (int64_t r = 0; r < c->w.rows; r++) {
             if (!is_visible(&c->w, r, c->first + j)) continue;
             const float weight = c->p[r * c->stride + j];
@@ -446,14 +491,21 @@ static void unit(const pa_forward_args *f, int64_t b, int64_t kv_head, int64_t f
 #ifdef VEC_BF16_DOT
     c.dots = f->dtype == PA_BF16 && f->kv_dtype == PA_BF16;
 #endif
-    c.ahead = AHEAD_BYTES / (c.wide_k * size) + 1;
-    c.page_ahead = PAGE_AHEAD_BYTES / (c.wide_k * size) + 1;
-    const unsigned mode = flush_start();
-    find_keys(&c);
-    load_queries(&c);
+    int64_t half = count / 2 / GRAIN * GRAIN;
 #ifdef PA_AMX
     /* With fewer rows memory is slower than products, and plain loads hide more of its time. */
-    if (c.dots && rows > 4) {
+    const int tiles = c.dots && rows > 4;
+    if (tiles) half = 0;
+    c.dots = tiles;
+#endif
+    const unsigned mode = flush_start();
+    find_keys(&c, half);
+    asker ask = {c.at, c.at + count, c.at + 2 * count, c.wide_k * size, c.wide_v * size};
+    c.ask = &ask;
+    ask_ahead(&ask, AHEAD_BYTES / (c.wide_k * size) + 1);
+    load_queries(&c);
+#ifdef PA_AMX
+    if (tiles) {
         run_amx(&c, to);
         flush_stop(mode);
         return;

@@ -76,12 +76,12 @@ static void multiply_keys_amx(const chunk *c) {
     const int64_t bytes = c->wide_k * 2, steps = c->wide_k / 32;
     char copies[2][16 * bytes];
     for (int64_t j = 0; j < c->count; j += KEYS) {
-        const int64_t keys = gather(c, 0, j, rows);
+        const int64_t keys = gather(c, 0, j, KEYS, rows);
         for (int64_t i = keys; i < KEYS; i++) rows[i] = rows[keys - 1];
         for (int64_t i = 0; i < keys; i += 32) {
             int64_t step[2];
             const char *k[2];
-            ask_ahead(c, j + i, 32, bytes);
+            ask_ahead(c->ask, 32);
             for (int half = 0; half < 2; half++)
                 k[half] = even_rows(rows + i + 16 * half, bytes, copies[half], step + half);
             for (int64_t r = 0; r < c->w.rows; r += 16) {
@@ -165,10 +165,10 @@ static void add_pass(const chunk *c, int64_t row, int64_t rows, int64_t column, 
     _tile_zero(2);
     _tile_zero(3);
     for (int64_t j = 0; j < c->count; j += KEYS) {
-        const int64_t keys = gather(c, 1, j, at);
+        const int64_t keys = gather(c, 1, j, KEYS, at);
         for (int64_t i = keys; i < KEYS; i++) at[i] = at[keys - 1];
         for (int64_t i = 0; i < keys; i += 32) {
-            if (row == 0 && column == 0) ask_ahead(c, c->count + j + i, 32, c->wide_v * 2);
+            if (row == 0 && column == 0) ask_ahead(c->ask, 32);
             pair_values(at + i, column * 2, pairs);
             tiles_read_memory();
             _tile_loadd(4, c->split + (j + i) / 32 * TILE, 64);
