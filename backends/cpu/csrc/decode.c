@@ -26,19 +26,13 @@
 #include "visible.h"
 
 /* Keys whose rows stay in the first-level cache while every tile of rows reads them. */
-#ifndef KEYS
 #define KEYS 64
-#endif
 /* Those of v: fewer, so that what comes next is asked for in each pass over their columns. */
-#ifndef KEYS_V
-#define KEYS_V 16
-#endif
+#define KEYS_V 32
 /* Keys that one stream goes on for. */
 #define GRAIN 4
 /* How far ahead of its use a row is asked for. */
-#ifndef AHEAD_BYTES
-#define AHEAD_BYTES 2048
-#endif
+#define AHEAD_BYTES 3072
 
 #if VEC_REGISTERS >= 32
 #define ROWS 4
@@ -46,10 +40,11 @@
 #define ROWS 2
 #endif
 
-/* What is asked for ahead of its use: whole rows, in the order in which they are read. */
+/* What is asked for ahead of its use: whole rows, one of each stream in turn. */
 typedef struct {
-    const char *const *next, *const *values, *const *end;
-    int64_t bytes_k, bytes_v;
+    const char *const *at; /* [count] rows of k, then of v */
+    int64_t next, count, streamed; /* of these rows, in turn up to `streamed` */
+    int64_t bytes, bytes_v;
 } asker;
 
 typedef struct {
@@ -65,7 +60,7 @@ typedef struct {
     float *q, *p;
     uint16_t *q_bits;
     const char **at; /* [2 count]: rows of k, then of v, in the order in which they are read */
-    int32_t *place; /* [whole tiles of count]: which key of the chunk is read when */
+    int64_t half; /* keys of one stream; those behind two of them are read as they lie */
 #ifdef PA_AMX
     uint16_t *pairs; /* tiles of queries */
     uint16_t *split; /* tiles of weights */
@@ -91,7 +86,6 @@ static int64_t lay_out(const pa_forward_args *f, int64_t rows, char *scratch, ch
     c->q_bits = (uint16_t *)at, at += round_up(rows * c->wide_k * 2, 64);
     c->packed = at, at += KEYS * widest(f) * 4;
     c->at = (const char **)at, at += 2 * f->block_n * (int64_t)sizeof(char *);
-    c->place = (int32_t *)at, at += c->stride * 4;
 #ifdef PA_AMX
     at = (char *)0 + round_up(at - (char *)0, 64);
     c->pairs = (uint16_t *)at, at += round_up(rows, 16) * c->wide_k * 2;
@@ -105,17 +99,14 @@ static int64_t scratch_bytes(const pa_forward_args *f, int64_t rows) {
     return lay_out(f, rows, NULL, &c);
 }
 
-/* The keys in the order in which they are read: GRAIN of the first half, GRAIN of the second. */
-static void order_keys(chunk *c, int64_t half) {
-    int64_t n = 0;
-    for (int64_t j = 0; j < half; j += GRAIN)
-        for (int64_t stream = 0; stream < 2; stream++)
-            for (int64_t i = 0; i < GRAIN; i++) c->place[n++] = (int32_t)(stream * half + j + i);
-    for (; n < c->stride; n++) c->place[n] = (int32_t)n;
+/* Which key of the chunk is read as the n-th, and GRAIN from there on; n is a multiple of that. */
+static inline int64_t place_of(const chunk *c, int64_t n) {
+    if (n >= 2 * c->half) return n;
+    return n / (2 * GRAIN) * GRAIN + (n / GRAIN % 2 ? c->half : 0);
 }
 
 /* Rows of `count` keys as pointers; those of one page, or of all without pages, lie evenly. */
-static void find_keys(chunk *c, int64_t half) {
+static void find_keys(chunk *c) {
     const pa_forward_args *f = c->f;
     const int64_t size = bytes_of(f->kv_dtype), count = c->count;
     const char *found[2][count];
@@ -132,12 +123,11 @@ static void find_keys(chunk *c, int64_t half) {
             found[1][j + i] = value + i * f->v_row * size;
         }
     }
-    order_keys(c, half);
     for (int64_t x = 0; x < 2; x++) {
         const char **to = c->at + x * count;
-        for (int64_t j = 0; j < 2 * half; j += GRAIN)
-            memcpy(to + j, found[x] + c->place[j], GRAIN * sizeof *to);
-        memcpy(to + 2 * half, found[x] + 2 * half, (count - 2 * half) * sizeof *to);
+        for (int64_t n = 0; n < 2 * c->half; n += GRAIN)
+            memcpy(to + n, found[x] + place_of(c, n), GRAIN * sizeof *to);
+        memcpy(to + 2 * c->half, found[x] + 2 * c->half, (count - 2 * c->half) * sizeof *to);
     }
 }
 
@@ -158,8 +148,17 @@ static void load_queries(chunk *c) {
             store_row(c->q_bits, PA_BF16, r * c->wide_k, line, c->wide_k);
             continue;
         }
-        for (int64_t d = 0; d < c->wide_k; d++)
-            c->q[r * c->wide_k + v_place((int)f->kv_dtype, d)] = line[d];
+        float *to = c->q + r * c->wide_k;
+        if (f->kv_dtype != PA_BF16) {
+            memcpy(to, line, c->wide_k * sizeof(float));
+            continue;
+        }
+        /* As v_place has it. */
+        for (int64_t d = 0; d < c->wide_k; d += 2 * VW)
+            for (int x = 0; x < VW; x++) {
+                to[d + x] = line[d + 2 * x];
+                to[d + VW + x] = line[d + 2 * x + 1];
+            }
     }
 }
 
@@ -193,18 +192,27 @@ static int64_t gather(const chunk *c, int values, int64_t j, int64_t most, const
     return keys;
 }
 
-/* Asks for the next rows, those of k first. */
+/* Asks for the next rows; after those of k for those of v. */
 static inline void ask_ahead(asker *a, int64_t rows) {
-    for (int64_t i = 0; i < rows && a->next < a->end; i++, a->next++) {
-        const int64_t bytes = a->next < a->values ? a->bytes_k : a->bytes_v;
-        for (int64_t line = 0; line < bytes; line += 64)
-            __builtin_prefetch(*a->next + line, 0, 3);
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t n = a->next++;
+        if (n >= a->count) {
+            if (a->bytes_v == 0) return;
+            a->at += a->count;
+            a->bytes = a->bytes_v;
+            a->bytes_v = n = 0;
+            a->next = 1;
+        }
+        if (n < a->streamed)
+            n = n / (2 * GRAIN) * (2 * GRAIN) + n % 2 * GRAIN + n % (2 * GRAIN) / 2;
+        for (int64_t line = 0; line < a->bytes; line += 64)
+            __builtin_prefetch(a->at[n] + line, 0, 3);
     }
 }
 
-/* Products of `rows` queries and `keys` keys, to the places of these in p. */
+/* Products of `rows` queries and `keys` keys, the first of which is read as the first-th. */
 static ALWAYS_INLINE void dot_tile(const chunk *c, const int dtype, const int rows, const int keys,
-                                   int64_t row, const char *const *k, const int32_t *place) {
+                                   int64_t row, const char *const *k, int64_t first) {
     const float *q = c->q + row * c->wide_k;
     vf sum[4][8];
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < keys; j++)
@@ -220,12 +228,12 @@ static ALWAYS_INLINE void dot_tile(const chunk *c, const int dtype, const int ro
         }
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < keys; j += 4)
         v_sum4(sum[i][j], sum[i][j + 1], sum[i][j + 2], sum[i][j + 3],
-               c->p + (row + i) * c->stride + place[j]);
+               c->p + (row + i) * c->stride + place_of(c, first + j));
 }
 
 #ifdef VEC_BF16_DOT
 static ALWAYS_INLINE void dot_tile_bf16(const chunk *c, const int rows, const int keys, int64_t row,
-                                        const char *const *k, const int32_t *place) {
+                                        const char *const *k, int64_t first) {
     const uint16_t *q = c->q_bits + row * c->wide_k;
     vf sum[4][8];
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < keys; j++)
@@ -235,22 +243,22 @@ static ALWAYS_INLINE void dot_tile_bf16(const chunk *c, const int rows, const in
             sum[i][j] = v_dot_bf16(q + i * c->wide_k + d, (const uint16_t *)k[j] + d, sum[i][j]);
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < keys; j += 4)
         v_sum4(sum[i][j], sum[i][j + 1], sum[i][j + 2], sum[i][j + 3],
-               c->p + (row + i) * c->stride + place[j]);
+               c->p + (row + i) * c->stride + place_of(c, first + j));
 }
 #endif
 
 static ALWAYS_INLINE void dots(const chunk *c, const int dtype, const int rows, const int keys,
                                int64_t row, int64_t count, const char *const *k,
-                               const int32_t *place) {
+                               int64_t first) {
     for (int64_t j = 0; j < count; j += keys) {
         if (row == 0) ask_ahead(c->ask, keys);
 #ifdef VEC_BF16_DOT
         if (dtype == PA_BF16 && c->dots) {
-            dot_tile_bf16(c, rows, keys, row, k + j, place + j);
+            dot_tile_bf16(c, rows, keys, row, k + j, first + j);
             continue;
         }
 #endif
-        dot_tile(c, dtype, rows, keys, row, k + j, place + j);
+        dot_tile(c, dtype, rows, keys, row, k + j, first + j);
     }
 }
 
@@ -261,36 +269,35 @@ static ALWAYS_INLINE void multiply_keys(const chunk *c, const int dtype) {
     for (int64_t j = 0; j < c->count; j += KEYS) {
         const int64_t keys = gather(c, 0, j, KEYS, rows);
         int64_t r = 0;
-        for (; r + ROWS <= n; r += ROWS) dots(c, dtype, ROWS, 4, r, keys, rows, c->place + j);
+        for (; r + ROWS <= n; r += ROWS) dots(c, dtype, ROWS, 4, r, keys, rows, j);
 #if ROWS > 2
-        for (; r + 2 <= n; r += 2) dots(c, dtype, 2, 8, r, keys, rows, c->place + j);
+        for (; r + 2 <= n; r += 2) dots(c, dtype, 2, 8, r, keys, rows, j);
 #endif
-        for (; r < n; r++) dots(c, dtype, 1, 8, r, keys, rows, c->place + j);
+        for (; r < n; r++) dots(c, dtype, 1, 8, r, keys, rows, j);
     }
 }
 
 /* acc += p v of some rows and 2 VW pairs columns; `passes` of these together ask for rows ahead. */
 static ALWAYS_INLINE void add_tile(const chunk *c, const int dtype, const int rows, const int pairs,
-                                   int64_t row, int64_t column, int64_t keys, int64_t passes,
-                                   const char *const *v, const int32_t *place, float *acc) {
-    const float *p = c->p + row * c->stride;
+                                   int64_t row, int64_t column, int64_t first, int64_t keys,
+                                   int64_t passes, const char *const *v, float *acc) {
     float *to = acc + row * c->columns + column;
     vf sum[4][8];
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int x = 0; x < 2 * pairs; x++)
         sum[i][x] = v_load(to + i * c->columns + x * VW);
-    int64_t until = 0;
-    for (int64_t j = 0; j < keys; j++) {
-        if (j == until) {
-            ask_ahead(c->ask, 1);
-            until += passes;
-        }
-        vf line[8];
-        UNROLL for (int x = 0; x < pairs; x++)
-            v_load2(dtype, v[j], column + x * 2 * VW, &line[2 * x], &line[2 * x + 1]);
-        UNROLL for (int i = 0; i < rows; i++) {
-            vf weight = v_set1(p[i * c->stride + place[j]]);
-            UNROLL for (int x = 0; x < 2 * pairs; x++)
-                sum[i][x] = v_fma(weight, line[x], sum[i][x]);
+    for (int64_t n = 0, asked = 0; n < keys; n += GRAIN) {
+        const float *p = c->p + row * c->stride + place_of(c, first + n);
+        const int64_t end = keys - n < GRAIN ? keys : n + GRAIN;
+        for (; asked < end; asked += passes) ask_ahead(c->ask, 1);
+        for (int64_t j = n; j < end; j++, p++) {
+            vf line[8];
+            UNROLL for (int x = 0; x < pairs; x++)
+                v_load2(dtype, v[j], column + x * 2 * VW, &line[2 * x], &line[2 * x + 1]);
+            UNROLL for (int i = 0; i < rows; i++) {
+                vf weight = v_set1(p[i * c->stride]);
+                UNROLL for (int x = 0; x < 2 * pairs; x++)
+                    sum[i][x] = v_fma(weight, line[x], sum[i][x]);
+            }
         }
     }
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int x = 0; x < 2 * pairs; x++)
@@ -298,18 +305,18 @@ static ALWAYS_INLINE void add_tile(const chunk *c, const int dtype, const int ro
 }
 
 static ALWAYS_INLINE void add_columns(const chunk *c, const int dtype, const int rows, int64_t row,
-                                      int64_t keys, const char *const *v, const int32_t *place,
+                                      int64_t first, int64_t keys, const char *const *v,
                                       float *acc) {
     const int64_t width = (rows == 1 && c->wide_v >= 8 * VW ? 8 : 4) * VW;
-    const int64_t passes = row == 0 ? (c->wide_v + width - 1) / width : KEYS + 1;
+    const int64_t passes = row == 0 ? (c->wide_v + width - 1) / width : keys + 1;
     int64_t d = 0;
     if (rows == 1)
         for (; d + 8 * VW <= c->wide_v; d += 8 * VW)
-            add_tile(c, dtype, rows, 4, row, d, keys, passes, v, place, acc);
+            add_tile(c, dtype, rows, 4, row, d, first, keys, passes, v, acc);
     for (; d + 4 * VW <= c->wide_v; d += 4 * VW)
-        add_tile(c, dtype, rows, 2, row, d, keys, passes, v, place, acc);
+        add_tile(c, dtype, rows, 2, row, d, first, keys, passes, v, acc);
     for (; d < c->wide_v; d += 2 * VW)
-        add_tile(c, dtype, rows, 1, row, d, keys, passes, v, place, acc);
+        add_tile(c, dtype, rows, 1, row, d, first, keys, passes, v, acc);
 }
 
 /* acc = p v for the whole chunk. */
@@ -319,13 +326,12 @@ static ALWAYS_INLINE void add_values(const chunk *c, const int dtype, float *acc
     memset(acc, 0, n * c->columns * sizeof(float));
     for (int64_t j = 0; j < c->count; j += KEYS_V) {
         const int64_t keys = gather(c, 1, j, KEYS_V, rows);
-        const int32_t *place = c->place + j;
         int64_t r = 0;
-        for (; r + ROWS <= n; r += ROWS) add_columns(c, dtype, ROWS, r, keys, rows, place, acc);
+        for (; r + ROWS <= n; r += ROWS) add_columns(c, dtype, ROWS, r, j, keys, rows, acc);
 #if ROWS > 2
-        for (; r + 2 <= n; r += 2) add_columns(c, dtype, 2, r, keys, rows, place, acc);
+        for (; r + 2 <= n; r += 2) add_columns(c, dtype, 2, r, j, keys, rows, acc);
 #endif
-        for (; r < n; r++) add_columns(c, dtype, 1, r, keys, rows, place, acc);
+        for (; r < n; r++) add_columns(c, dtype, 1, r, j, keys, rows, acc);
     }
 }
 
@@ -385,12 +391,13 @@ static void softmax_row(const chunk *c, float *s, float factor, float *top, floa
     const int64_t count = round_up(c->count, VW);
     const vf scale = v_set1(factor);
     vf best = v_set1(-INFINITY), total = v_set1(0.0f);
-    float lanes[VW], most = -INFINITY, all = 0.0f;
+    float lanes[VW];
     for (int64_t j = 0; j < count; j += VW) best = v_max(best, v_load(s + j));
     v_store(lanes, best);
-    for (int x = 0; x < VW; x++)
-        if (lanes[x] > most) most = lanes[x];
-    most *= factor;
+    for (int w = VW / 2; w; w /= 2)
+        for (int x = 0; x < w; x++)
+            if (lanes[x + w] > lanes[x]) lanes[x] = lanes[x + w];
+    const float most = lanes[0] * factor;
     /* A row that sees nothing has maximum -inf; any finite stand-in gives p = 0. */
     const vf minus = v_set1(most == -INFINITY ? 0.0f : -most);
     for (int64_t j = 0; j < count; j += VW) {
@@ -400,9 +407,10 @@ static void softmax_row(const chunk *c, float *s, float factor, float *top, floa
         total = v_add(total, p);
     }
     v_store(lanes, total);
-    for (int x = 0; x < VW; x++) all += lanes[x];
+    for (int w = VW / 2; w; w /= 2)
+        for (int x = 0; x < w; x++) lanes[x] += lanes[x + w];
     *top = most;
-    *sum = all;
+    *sum = lanes[0];
 }
 
 /* p, top and sum of every row; returns whether some row doesn't see some key. */
@@ -428,7 +436,7 @@ static void add_visible(const chunk *c, float *acc) {
     float line[c->wide_v];
     memset(acc, 0, c->w.rows * c->columns * sizeof(float));
     for (int64_t n = 0; n < c->count; n++) {
-        const int64_t j = c->place[n];
+        const int64_t j = place_of(c, n / GRAIN * GRAIN) + n % GRAIN;
         load_row(line, c->at[c->count + n], f->kv_dtype, 0, f->v_dim, f->head_dim_v);
         for (int64_t r = 0; r < c->w.rows; r++) {
             if (!is_visible(&c->w, r, c->first + j)) continue;
@@ -491,16 +499,16 @@ static void unit(const pa_forward_args *f, int64_t b, int64_t kv_head, int64_t f
 #ifdef VEC_BF16_DOT
     c.dots = f->dtype == PA_BF16 && f->kv_dtype == PA_BF16;
 #endif
-    int64_t half = count / 2 / GRAIN * GRAIN;
+    c.half = count / 2 / GRAIN * GRAIN;
 #ifdef PA_AMX
     /* With fewer rows memory is slower than products, and plain loads hide more of its time. */
     const int tiles = c.dots && rows > 4;
-    if (tiles) half = 0;
+    if (tiles) c.half = 0;
     c.dots = tiles;
 #endif
     const unsigned mode = flush_start();
-    find_keys(&c, half);
-    asker ask = {c.at, c.at + count, c.at + 2 * count, c.wide_k * size, c.wide_v * size};
+    find_keys(&c);
+    asker ask = {c.at, 0, count, 2 * c.half, c.wide_k * size, c.wide_v * size};
     c.ask = &ask;
     ask_ahead(&ask, AHEAD_BYTES / (c.wide_k * size) + 1);
     load_queries(&c);
