@@ -20,6 +20,7 @@ typedef struct {
     float *results;
     char *scratch;
     int64_t scratch_bytes;
+    int heads_first; /* all heads of a chunk, then the next chunk */
 } job;
 
 /* The keys that some query of sequence b sees through the window: [from, to). */
@@ -81,12 +82,14 @@ static void run_unit(void *context, int64_t unit, int64_t thread) {
     const pa_forward_args *f = j->f;
     const int64_t b = sequence_of(j, unit);
     const share *s = j->shares + b;
-    const int64_t index = unit - s->first_unit, kv_head = index / s->parts;
-    int64_t from, to, first = (s->chunk + index % s->parts) * f->block_n;
+    const int64_t index = unit - s->first_unit;
+    const int64_t kv_head = j->heads_first ? index % f->kv_heads : index / s->parts;
+    const int64_t part = j->heads_first ? index / f->kv_heads : index % s->parts;
+    int64_t from, to, first = (s->chunk + part) * f->block_n;
     seen_keys(f, b, &from, &to);
     if (to > first + f->block_n) to = first + f->block_n;
     if (first < from) first = from;
-    const pa_partial own = partial_at(j, s, index);
+    const pa_partial own = partial_at(j, s, kv_head * s->parts + part);
     j->decoder->unit(f, b, kv_head, first, to > first ? to - first : 0, &own,
                      j->scratch + thread * j->scratch_bytes);
     /* Release what this thread wrote, acquire what the others did. */
@@ -133,6 +136,8 @@ static int run_units(job *j, share *shares, int64_t threads) {
     if (threads > units) threads = units;
     if (threads < 1) threads = 1;
     j->shares = shares;
+    /* What lies together is read together: the page tables of its addresses stay in cache. */
+    j->heads_first = f->block_table || f->k_head < f->block_n * f->k_row;
     j->left = (atomic_llong *)(shares + f->batch);
     for (int64_t b = 0; b < f->batch; b++)
         for (int64_t h = 0; h < f->kv_heads; h++)
