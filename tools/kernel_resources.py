@@ -82,6 +82,11 @@ HOPPER_VARIANTS: tuple[Variant, ...] = (
     ("hopper forward D192/128 causal", "forward", 192, 128, CAUSAL),
     ("hopper forward D256", "forward", 256, 256, {}),
     ("hopper forward D256 causal", "forward", 256, 256, CAUSAL),
+    ("hopper backward D64 causal", "backward", 64, 64, CAUSAL),
+    ("hopper backward D128", "backward", 128, 128, {}),
+    ("hopper backward D128 causal", "backward", 128, 128, CAUSAL),
+    ("hopper backward D128 packed", "backward", 128, 128, PACKED),
+    ("hopper backward D128 window", "backward", 128, 128, WINDOW),
 )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from portattn.backends.common import repeats
 from portattn.backends.common.trial import try_out
-from portattn.backends.hopper import forward, tiles
+from portattn.backends.hopper import forward, gradients, tiles
 from portattn.dispatch.backend import AttentionTensors, Config, Gradients
 from portattn.dispatch.capability import Capability
 from portattn.dispatch.device import Device
@@ -25,8 +25,13 @@ class HopperBackend:
         devices=frozenset({"cuda"}),
         families=frozenset({"sm_90a"}),
         dtypes=frozenset({torch.float16, torch.bfloat16}),
-        operations={"forward": frozenset({"dense", "varlen"})},
-        features=frozenset({"causal", "window", "softcap", "gqa", "head_dim_v", "deterministic"}),
+        operations={
+            "forward": frozenset({"dense", "varlen"}),
+            "backward": frozenset({"dense", "varlen"}),
+        },
+        features=frozenset(
+            {"causal", "window", "softcap", "gqa", "head_dim_v", "deterministic", "lse_grad"}
+        ),
         max_head_dim=256,
         head_dim_multiple=8,
         kernels=tiles.KERNELS,
@@ -37,6 +42,12 @@ class HopperBackend:
         reasons = self.capability.reasons_against(problem, device)
         if not problem.aligned:
             reasons.append("TMA copies need q, k and v to begin and step at multiples of 16 bytes")
+        if problem.operation == "backward":
+            wide = max(problem.head_dim, problem.head_dim_v)
+            if wide > tiles.MAX_HEAD_DIM_BACKWARD:
+                reasons.append(f"backward takes head dims up to {tiles.MAX_HEAD_DIM_BACKWARD}")
+            if problem.deterministic:
+                reasons.append("backward adds up dq in any order")
         return reasons
 
     def tuning_reasons_against(
@@ -90,4 +101,4 @@ class HopperBackend:
         problem: AttentionProblem,
         config: Config,
     ) -> Gradients:
-        raise BackendUnavailableError(self.name, "it has no backward")
+        return gradients.backward(grad_out, grad_lse, out, lse, tensors, problem, config)

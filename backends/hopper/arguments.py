@@ -105,6 +105,13 @@ def descriptors(
     return box(parts[0]), box(parts[1])
 
 
+def scratch(slot: Slot, tensor: Tensor, block: tuple[int, int]) -> DescriptorSlot:
+    """A descriptor of contiguous memory [batch, head, rows, columns]."""
+    box = [1, 1, *block]
+    layout = gl.NVMMASharedLayout.get_default_for(box, _GLUON[tensor.dtype])
+    return DescriptorSlot(slot.index, list(tensor.shape), list(tensor.stride()), box, layout)
+
+
 def rows(slot: Slot, tensor: Tensor) -> Rows:
     strides = tensor.stride()[:-1]
     return Rows(slot, *(strides if len(strides) == 3 else (0, *strides)))

@@ -139,6 +139,56 @@ def visited(terms, seqlen_q, seqlen_k, first_row, rows, BLOCK_N: gl.constexpr):
 
 
 @gluon.jit
+def visiting(terms, seqlen_q, seqlen_k, key, KEYS: gl.constexpr, BLOCK_M: gl.constexpr):
+    """The Span of rows that see some of `KEYS` keys from `key` on; whole tiles see all of them.
+
+    Rows that aren't there count as seeing everything: their lse is inf and their weights 0.
+    """
+    offset = seqlen_k - seqlen_q
+    first = seqlen_q * 0
+    last = seqlen_q
+    whole_first = first
+    whole_last = last
+    if terms.right is not None:
+        first = gl.maximum(key - offset - terms.right, 0)
+        whole_first = gl.maximum(key + KEYS - 1 - offset - terms.right, 0)
+    if terms.left is not None:
+        last = gl.minimum(key + KEYS - offset + terms.left, seqlen_q)
+        whole_last = gl.minimum(key - offset + terms.left + 1, seqlen_q)
+    lo = first // BLOCK_M
+    hi = gl.where(last > first, (gl.maximum(last, 0) + BLOCK_M - 1) // BLOCK_M, lo)
+    whole_lo = gl.minimum(gl.maximum((whole_first + BLOCK_M - 1) // BLOCK_M, lo), hi)
+    # Past the last key, every row needs the mask.
+    whole_lo = gl.where(key + KEYS > seqlen_k, hi, whole_lo)
+    ragged = gl.where(whole_last < seqlen_q, 0, BLOCK_M - 1)
+    whole_hi = gl.maximum(whole_last + ragged, 0) // BLOCK_M
+    whole_hi = gl.minimum(gl.maximum(whole_hi, whole_lo), hi)
+    return Span(lo, whole_lo, whole_hi, hi)
+
+
+@gluon.jit
+def seen(terms, rows, keys, seqlen_q, seqlen_k):
+    """Whether rows [M] see keys [N]: [N, M]."""
+    offset = seqlen_k - seqlen_q
+    end = seqlen_k + rows * 0
+    if terms.right is not None:
+        end = gl.minimum(end, rows + (offset + terms.right + 1))
+    visible = keys[:, None] < end[None, :]
+    if terms.left is not None:
+        visible = visible & (keys[:, None] >= (rows + (offset - terms.left))[None, :])
+    return visible
+
+
+@gluon.jit
+def padded_tile(extents, b, first_row, BLOCK_M: gl.constexpr):
+    """Tile of BLOCK_M rows where sequence b begins in memory in which all begin with a tile."""
+    if extents.cu_seqlens_q is not None:
+        return first_row // BLOCK_M + b
+    else:
+        return b * 0
+
+
+@gluon.jit
 def hide(s, terms, rows, key, seqlen_q, seqlen_k, KEYS: gl.constexpr):
     """Scores s of `rows` and keys from `key` on, -inf where the window or the end hides them."""
     offset = seqlen_k - seqlen_q

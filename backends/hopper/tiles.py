@@ -11,7 +11,8 @@ from portattn.dispatch.problem import AttentionProblem
 # Legal values of each kernel's parameters; profiles are checked against them.
 # warpgroups: of 64 rows each. turns: warpgroups take turns at the tensor cores. persistent: one
 # program a multiprocessor, or one a tile. section: heads worked on side by side, longest tiles
-# first; 0 is one head after the other. own_out: memory of its own for the output.
+# first; 0 is one head after the other. own_out: memory of its own for the output. sums: dq is added
+# up by copies from shared memory (1) or by each thread (2).
 KERNELS = {
     "forward": {
         "warpgroups": (1, 2, 3),
@@ -22,6 +23,7 @@ KERNELS = {
         "section": (0, 1, 2, 4, 8, 16, 32, 64),
         "own_out": (0, 1),
     },
+    "backward": {"block_m": (64,), "stages": (1, 2, 3)},
 }
 
 # Bytes of shared memory that a block may have.
@@ -114,6 +116,8 @@ def tuning_space(problem: AttentionProblem) -> list[Config]:
 
 def reasons_against(kernel: str, config: Config, problem: AttentionProblem) -> list[str]:
     """Why a configuration doesn't fit a multiprocessor; empty when it may."""
+    if kernel.endswith(".backward"):
+        return _backward_reasons(problem, config)
     tile = forward(problem, config)
     reasons = []
     shared = shared_bytes(problem, tile)
@@ -129,3 +133,37 @@ def reasons_against(kernel: str, config: Config, problem: AttentionProblem) -> l
             f"{REGISTERS[tile.warpgroups].consumer}"
         )
     return reasons
+
+
+def _backward_reasons(problem: AttentionProblem, config: Config) -> list[str]:
+    tile, width = backward(problem, config), backward_width(problem)
+    shared = 2 * width * (2 * tile.stages * tile.block_m + 2 * 128)
+    shared += tile.block_m * 2 * 4 * tile.stages
+    shared += tile.block_m * 2 * 2 * 128 if tile.sums else 0
+    shared += tile.block_m * 4 * width if tile.sums == 1 else 0
+    if shared <= SHARED - BARRIERS:
+        return []
+    return [f"needs {shared / 1024:.0f} KiB of shared memory, a block has {SHARED // 1024}"]
+
+
+MAX_HEAD_DIM_BACKWARD = 128
+
+
+class BackwardTile(NamedTuple):
+    """Rows of a tile, tiles of rows in flight, and how dq is added up; keys are 128."""
+
+    block_m: int
+    stages: int
+    sums: int
+
+
+def backward(problem: AttentionProblem, config: Config) -> BackwardTile:
+    """The profile's tile, completed by what benchmarks/notes/hopper.md predicts or found."""
+    tile = BackwardTile(block_m=128 if backward_width(problem) == 64 else 64, stages=2, sums=1)
+    tile = tile._replace(**config)
+    return tile._replace(sums=0) if problem.deterministic else tile
+
+
+def backward_width(problem: AttentionProblem) -> int:
+    """The power of two that covers both head dimensions."""
+    return 64 if max(problem.head_dim, problem.head_dim_v) <= 64 else 128
