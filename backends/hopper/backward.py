@@ -22,7 +22,7 @@ S = K Q^T, dP = V dO^T, dV += P dO, dK += dS Q (P and dS transposed as S is), dQ
 | barrier | arrives | waits | count |
 | --- | --- | --- | --- |
 | kv_full[0], kv_full[1] | copies of K, of V | both warpgroups | 1 + bytes |
-| q_full[s], do_full[s] | copy into stage s | both warpgroups | 1 + bytes |
+| q_full[s], do_full[s] | copy into stage s, with lse or delta | both warpgroups | 1 + bytes |
 | q_free[s], do_free[s] | both warpgroups, after dK or dV of stage s | producer | 2 |
 | ds_full[n] | both warpgroups, dS written to n | both warpgroups | 2 |
 | ds_free[n] | both warpgroups, dQ of n computed | both warpgroups | 2 |
@@ -95,19 +95,23 @@ class Descriptors(NamedTuple):
     k: Any
     v: Any
     do: Any
+    lse: Any
+    delta: Any
     dq: Any
     dk: Any
     dv: Any
 
 
 class Buffers(NamedTuple):
-    """Shared memory: q, do [STAGES, M, D]; k, v [2, 64, D]; ds [2 · 2, 64, M]: of two tiles and
-    both warpgroups; dq [2, M · D / 64, 32]."""
+    """Shared memory: q, do [STAGES, M, D]; lse, delta [STAGES, 1, M]; k, v [2, 64, D];
+    ds [2 · 2, 64, M]: of two tiles and both warpgroups; dq [2, M · D / 64, 32]."""
 
     q: Any
     k: Any
     v: Any
     do: Any
+    lse: Any  # base 2; inf where a row sees nothing
+    delta: Any
     ds: Any
     dq: Any
 
@@ -132,8 +136,6 @@ class Work(NamedTuple):
     bar: Barriers
     extents: Any
     terms: Any
-    lse: Any  # base 2; inf where a row sees nothing
-    delta: Any  # laid out as lse
     dq: Any  # [batch, head, tile of rows, M · D], as _put lays it out
     dk: Any
     dv: Any
@@ -178,7 +180,7 @@ def produce(work, size: gl.constexpr):
     """Copy K and V, then every tile of rows that sees some of the keys, for each query head."""
     desc, buf, bar = work.desc, work.buf, work.bar
     BLOCK_M: gl.constexpr = size.block_m
-    BYTES: gl.constexpr = size.block_m * size.d * 2
+    BYTES: gl.constexpr = size.block_m * (size.d * 2 + 4)
     at = place_of(work, size)
     if at.key < at.seqlen_k:
         mbarrier.expect(bar.kv_full.index(0), BLOCK_N * size.d * 2)
@@ -196,12 +198,15 @@ def produce(work, size: gl.constexpr):
                 s = visits % size.stages
                 free = ((visits // size.stages) & 1) ^ 1
                 row = at.first_row + i * BLOCK_M
+                terms = [at.q_batch, h, 0, (at.padded + i) * BLOCK_M]
                 mbarrier.wait(bar.q_free.index(s), free)
                 mbarrier.expect(bar.q_full.index(s), BYTES)
                 load(desc.q, [at.q_batch, h, row, 0], bar.q_full.index(s), buf.q.index(s))
+                load(desc.lse, terms, bar.q_full.index(s), buf.lse.index(s))
                 mbarrier.wait(bar.do_free.index(s), free)
                 mbarrier.expect(bar.do_full.index(s), BYTES)
                 load(desc.do, [at.q_batch, h, row, 0], bar.do_full.index(s), buf.do.index(s))
+                load(desc.delta, terms, bar.do_full.index(s), buf.delta.index(s))
                 visits += 1
 
 
@@ -264,6 +269,13 @@ def add_dq(work, at, visit, dq, size: gl.constexpr, MINE: gl.constexpr):
 
 
 @gluon.jit
+def row_vector(memory, s, zero, size: gl.constexpr):
+    """A value of each row of stage s, [1, M] beside scores laid out as `zero`."""
+    ROWS: gl.constexpr = gl.SliceLayout(0, zero.type.layout)
+    return memory.index(s).reshape([size.block_m]).load(ROWS)[None, :]
+
+
+@gluon.jit
 def weights(x, lse, terms, size: gl.constexpr):
     """(p, p (1 - t^2)) of scores' products x and their rows' lse."""
     if size.fused:
@@ -298,11 +310,6 @@ def step(
     i = at.span.lo + visit % steps
     BLOCK_M: gl.constexpr = size.block_m
     lanes = gl.arange(0, BLOCK_M, layout=gl.SliceLayout(0, S))
-    h = at.h_kv * size.group + visit // steps
-    row = at.q_batch.to(gl.int64) * work.lse.batch + h.to(gl.int64) * work.lse.head
-    row += (at.padded + i) * BLOCK_M
-    lse = gl.load(work.lse.ptr + row + lanes)
-    delta = gl.load(work.delta + row + lanes)
     mbarrier.wait(bar.do_full.index(s), (visit // size.stages) & 1)
     dp = warpgroup_mma(
         buf.v.index(MINE), buf.do.index(s).permute((1, 0)), zero, use_acc=False, is_async=True
@@ -310,7 +317,7 @@ def step(
     x, dk = warpgroup_mma_wait(1, deps=(x, dk))
     if not FIRST:
         mbarrier.arrive(bar.q_free.index((visit - 1) % size.stages), count=1)
-    p, sloped = weights(x, lse[None, :], terms, size)
+    p, sloped = weights(x, row_vector(buf.lse, s, zero, size), terms, size)
     if (i < at.span.whole_lo) | (i >= at.span.whole_hi):
         visible = seen(terms, i * BLOCK_M + lanes, keys, at.seqlen_q, at.seqlen_k)
         p = gl.where(visible, p, 0.0)
@@ -318,7 +325,7 @@ def step(
     p_operand = gl.convert_layout(p.to(DTYPE), P)
     dp = warpgroup_mma_wait(0, deps=(dp,))
     dv = warpgroup_mma(p_operand, buf.do.index(s), dv, is_async=True)
-    ds = (sloped * (dp - delta[None, :])).to(DTYPE)
+    ds = (sloped * (dp - row_vector(buf.delta, s, zero, size))).to(DTYPE)
     ds_operand = gl.convert_layout(ds, P)
     if size.sums != NOWHERE:
         n = visit & 1
@@ -407,9 +414,9 @@ def copy_out(descriptor, memory, b, h, row, value):
     store(descriptor, [b, h, row, 0], memory)
 
 
-@gluon.jit(do_not_specialize=("dq_rows", "dk_rows", "dv_rows", "lse", "extents", "terms"))
+@gluon.jit(do_not_specialize=("dq_rows", "dk_rows", "dv_rows", "extents", "terms"))
 def backward_kernel(
-    q, k, v, do, dq, dk, dv, lse, delta, dq_rows, dk_rows, dv_rows, extents, terms, kv_heads,
+    q, k, v, do, lse, delta, dq, dk, dv, dq_rows, dk_rows, dv_rows, extents, terms, kv_heads,
     key_tiles, SIZE: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Keys program_id(0) % key_tiles · 128 and on of kv head program_id(0) // key_tiles."""
@@ -418,12 +425,14 @@ def backward_kernel(
     BLOCK_M: gl.constexpr = SIZE.block_m
     STAGES: gl.constexpr = SIZE.stages
     PART: gl.constexpr = 2 * SIZE.columns
-    desc = Descriptors(q, k, v, do, dq, dk, dv)
+    desc = Descriptors(q, k, v, do, lse, delta, dq, dk, dv)
     buf = Buffers(
         tiles_of_memory(DTYPE, STAGES, BLOCK_M, D),
         tiles_of_memory(DTYPE, 2, 64, D),
         tiles_of_memory(DTYPE, 2, 64, D),
         tiles_of_memory(DTYPE, STAGES, BLOCK_M, D),
+        tiles_of_memory(gl.float32, STAGES, 1, BLOCK_M),
+        tiles_of_memory(gl.float32, STAGES, 1, BLOCK_M),
         tiles_of_memory(DTYPE, 4, 64, BLOCK_M) if SIZE.sums != NOWHERE else None,
         tiles_of_memory(gl.float32, 2, PART, 32) if SIZE.sums == BY_COPIES else None,
     )
@@ -437,9 +446,7 @@ def backward_kernel(
         barriers(2, 2),
     )
     fence_async_shared()
-    work = Work(
-        desc, buf, bar, extents, terms, lse, delta, dq_rows, dk_rows, dv_rows, kv_heads, key_tiles
-    )
+    work = Work(desc, buf, bar, extents, terms, dq_rows, dk_rows, dv_rows, kv_heads, key_tiles)
     gl.warp_specialize(
         [(consume, (work, SIZE, 0)), (consume, (work, SIZE, 1)), (produce, (work, SIZE))],
         [4, 1],

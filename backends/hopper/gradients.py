@@ -96,7 +96,7 @@ def _plan_rows(call: launch.Call, lse2: Tensor) -> launch.Plan:
 
 def _plan(call: launch.Call, written: tuple[Tensor, ...]) -> launch.Plan:
     tensors, problem = call.tensors, call.problem
-    lse2, _, sums, dk, dv = written
+    lse2, delta, sums, dk, dv = written
     (grad_out,) = call.more
     assert grad_out is not None
     tile, width = tiles.backward(problem, call.config), tiles.backward_width(problem)
@@ -120,11 +120,11 @@ def _plan(call: launch.Call, written: tuple[Tensor, ...]) -> launch.Plan:
         described(launch.operand("k"), "k", tensors.k, 64),
         described(launch.operand("v"), "v", tensors.v, 64),
         described(launch.further(0), "grad_out", grad_out, tile.block_m),
+        arguments.scratch(launch.further(1), lse2[:, :, None], (1, tile.block_m)),
+        arguments.scratch(launch.further(2), delta[:, :, None], (1, tile.block_m)),
         arguments.scratch(launch.further(3), sums, (2 * size.columns, 32)),
         described(launch.further(4), "dk", dk, 64),
         described(launch.further(5), "dv", dv, 64),
-        arguments.vector(launch.further(1), lse2),
-        launch.further(2),
         arguments.vector(launch.further(3), sums[:, :, :, 0]),
         arguments.rows(launch.further(4), dk),
         arguments.rows(launch.further(5), dv),
