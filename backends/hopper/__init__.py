@@ -46,8 +46,6 @@ class HopperBackend:
             wide = max(problem.head_dim, problem.head_dim_v)
             if wide > tiles.MAX_HEAD_DIM_BACKWARD:
                 reasons.append(f"backward takes head dims up to {tiles.MAX_HEAD_DIM_BACKWARD}")
-            if problem.deterministic:
-                reasons.append("backward adds up dq in any order")
         return reasons
 
     def tuning_reasons_against(

@@ -319,7 +319,8 @@ def step(
         mbarrier.arrive(bar.q_free.index((visit - 1) % size.stages), count=1)
     p, sloped = weights(x, row_vector(buf.lse, s, zero, size), terms, size)
     if (i < at.span.whole_lo) | (i >= at.span.whole_hi):
-        visible = seen(terms, i * BLOCK_M + lanes, keys, at.seqlen_q, at.seqlen_k)
+        rows = (i * BLOCK_M + lanes)[None, :]
+        visible = seen(terms, rows, keys[:, None], at.seqlen_q, at.seqlen_k)
         p = gl.where(visible, p, 0.0)
         sloped = gl.where(visible, sloped, 0.0)
     p_operand = gl.convert_layout(p.to(DTYPE), P)
@@ -416,7 +417,7 @@ def copy_out(descriptor, memory, b, h, row, value):
 
 @gluon.jit(do_not_specialize=("dq_rows", "dk_rows", "dv_rows", "extents", "terms"))
 def backward_kernel(
-    q, k, v, do, lse, delta, dq, dk, dv, dq_rows, dk_rows, dv_rows, extents, terms, kv_heads,
+    q, k, v, do, lse, delta, dq, dq_rows, dk, dv, dk_rows, dv_rows, extents, terms, kv_heads,
     key_tiles, SIZE: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Keys program_id(0) % key_tiles · 128 and on of kv head program_id(0) // key_tiles."""

@@ -168,14 +168,14 @@ def visiting(terms, seqlen_q, seqlen_k, key, KEYS: gl.constexpr, BLOCK_M: gl.con
 
 @gluon.jit
 def seen(terms, rows, keys, seqlen_q, seqlen_k):
-    """Whether rows [M] see keys [N]: [N, M]."""
+    """Whether rows see keys, one of them along each dimension."""
     offset = seqlen_k - seqlen_q
     end = seqlen_k + rows * 0
     if terms.right is not None:
         end = gl.minimum(end, rows + (offset + terms.right + 1))
-    visible = keys[:, None] < end[None, :]
+    visible = keys < end
     if terms.left is not None:
-        visible = visible & (keys[:, None] >= (rows + (offset - terms.left))[None, :])
+        visible = visible & (keys >= rows + (offset - terms.left))
     return visible
 
 

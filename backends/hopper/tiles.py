@@ -164,6 +164,17 @@ def backward(problem: AttentionProblem, config: Config) -> BackwardTile:
     return tile._replace(sums=0) if problem.deterministic else tile
 
 
+class QueryTile(NamedTuple):
+    """Keys of a tile, and tiles of keys in flight, where dq is computed on its own."""
+
+    block_n: int
+    stages: int
+
+
+def query_gradient(problem: AttentionProblem) -> QueryTile:
+    return QueryTile(block_n=128 if backward_width(problem) == 64 else 64, stages=2)
+
+
 def backward_width(problem: AttentionProblem) -> int:
     """The power of two that covers both head dimensions."""
     return 64 if max(problem.head_dim, problem.head_dim_v) <= 64 else 128
