@@ -205,7 +205,6 @@ def timed(d: int, causal: bool, skip: list[str], until: float) -> None:
             )
         variants: list[tuple[dict[str, int], bool]] = [(c, False) for c in BACKWARD[d]]
         variants.append(({}, True))
-        variants.append(({}, True))
         import dataclasses
 
         fixed = dataclasses.replace(made["backward"], deterministic=True)

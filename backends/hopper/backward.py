@@ -240,8 +240,8 @@ def issue_dq(buf, bar, visit, size: gl.constexpr, MINE: gl.constexpr):
 
 
 @gluon.jit
-def add_dq(work, at, visit, dq, size: gl.constexpr, MINE: gl.constexpr):
-    """Add half a tile of dQ to global memory, in the order that the threads have it.
+def add_dq(work, at, visit, g, i, dq, size: gl.constexpr, MINE: gl.constexpr):
+    """Add half a tile of dQ, of the g-th head and the i-th tile of rows, in the threads' order.
 
     An accumulator's thread has columns 8j + 2c and the next of rows 16w + r and 16w + 8 + r; these
     four are laid side by side, so that threads write whole lines.
@@ -249,9 +249,8 @@ def add_dq(work, at, visit, dq, size: gl.constexpr, MINE: gl.constexpr):
     desc, buf, bar = work.desc, work.buf, work.bar
     COLUMNS: gl.constexpr = size.columns
     mbarrier.arrive(bar.ds_free.index(visit & 1), count=1)
-    steps = at.span.hi - at.span.lo
-    h = at.h_kv * size.group + visit // steps
-    tile = at.padded + at.span.lo + visit % steps
+    h = at.h_kv * size.group + g
+    tile = at.padded + i
     dq = gl.reshape(dq, [4, 2, 8, COLUMNS // 8, 4, 2])
     dq = gl.permute(dq, [3, 0, 2, 4, 1, 5])
     if size.sums == BY_COPIES:
@@ -294,10 +293,10 @@ def weights(x, lse, terms, size: gl.constexpr):
 
 @gluon.jit
 def step(
-    x, dk, dv, visit, visits, work, at, keys, zero, size: gl.constexpr, FIRST: gl.constexpr,
-    MINE: gl.constexpr,
+    x, dk, dv, visit, visits, g_before, i_before, i, work, at, keys, zero, size: gl.constexpr,
+    FIRST: gl.constexpr, MINE: gl.constexpr,
 ):  # fmt: skip
-    """One visit, whose S is under way: (the next one's S, dk, dv)."""
+    """One visit, of the i-th tile of rows, whose S is under way: (the next one's S, dk, dv)."""
     buf, bar, terms = work.buf, work.bar, work.terms
     DTYPE: gl.constexpr = buf.q.dtype
     S: gl.constexpr = zero.type.layout
@@ -306,8 +305,6 @@ def step(
     )
     P: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=A, k_width=2)
     s = visit % size.stages
-    steps = at.span.hi - at.span.lo
-    i = at.span.lo + visit % steps
     BLOCK_M: gl.constexpr = size.block_m
     lanes = gl.arange(0, BLOCK_M, layout=gl.SliceLayout(0, S))
     mbarrier.wait(bar.do_full.index(s), (visit // size.stages) & 1)
@@ -322,7 +319,10 @@ def step(
         rows = (i * BLOCK_M + lanes)[None, :]
         visible = seen(terms, rows, keys[:, None], at.seqlen_q, at.seqlen_k)
         p = gl.where(visible, p, 0.0)
-        sloped = gl.where(visible, sloped, 0.0)
+        if terms.softcap is not None:
+            sloped = gl.where(visible, sloped, 0.0)
+    if terms.softcap is None:
+        sloped = p
     p_operand = gl.convert_layout(p.to(DTYPE), P)
     dp = warpgroup_mma_wait(0, deps=(dp,))
     dv = warpgroup_mma(p_operand, buf.do.index(s), dv, is_async=True)
@@ -342,7 +342,7 @@ def step(
     if size.sums != NOWHERE and not FIRST:
         dv, dq = warpgroup_mma_wait(2, deps=(dv, dq))
         mbarrier.arrive(bar.do_free.index(s), count=1)
-        add_dq(work, at, visit - 1, dq, size, MINE)
+        add_dq(work, at, visit - 1, g_before, i_before, dq, size, MINE)
     else:
         dv = warpgroup_mma_wait(2, deps=(dv,))
         mbarrier.arrive(bar.do_free.index(s), count=1)
@@ -372,14 +372,26 @@ def consume(work, size: gl.constexpr, MINE: gl.constexpr):
         mbarrier.wait(bar.kv_full.index(1), 0)
         if visits > 0:
             x = issue_scores(buf, bar, 0, zero, size, MINE)
-            x, dk, dv = step(x, dk, dv, 0, visits, work, at, keys, zero, size, True, MINE)
+            g = 0
+            i = at.span.lo
+            x, dk, dv = step(
+                x, dk, dv, 0, visits, g, i, i, work, at, keys, zero, size, True, MINE
+            )
             for visit in range(1, visits):
-                x, dk, dv = step(x, dk, dv, visit, visits, work, at, keys, zero, size, False, MINE)
+                i_before = i
+                g_before = g
+                around = i + 1 == at.span.hi
+                i = gl.where(around, at.span.lo, i + 1)
+                g = gl.where(around, g + 1, g)
+                x, dk, dv = step(
+                    x, dk, dv, visit, visits, g_before, i_before, i, work, at, keys, zero, size,
+                    False, MINE,
+                )  # fmt: skip
             x, dk, dv = warpgroup_mma_wait(0, deps=(x, dk, dv))
             if size.sums != NOWHERE:
                 dq = issue_dq(buf, bar, visits - 1, size, MINE)
                 dq = warpgroup_mma_wait(0, deps=(dq,))
-                add_dq(work, at, visits - 1, dq, size, MINE)
+                add_dq(work, at, visits - 1, g, i, dq, size, MINE)
         dk = dk * terms.scale
         key = at.first_key + at.key + MINE * 64
         memory = buf.v.index(MINE)
