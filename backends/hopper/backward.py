@@ -311,9 +311,6 @@ def step(
     dp = warpgroup_mma(
         buf.v.index(MINE), buf.do.index(s).permute((1, 0)), zero, use_acc=False, is_async=True
     )
-    x, dk = warpgroup_mma_wait(1, deps=(x, dk))
-    if not FIRST:
-        mbarrier.arrive(bar.q_free.index((visit - 1) % size.stages), count=1)
     p, sloped = weights(x, row_vector(buf.lse, s, zero, size), terms, size)
     if (i < at.span.whole_lo) | (i >= at.span.whole_hi):
         rows = (i * BLOCK_M + lanes)[None, :]
@@ -334,18 +331,19 @@ def step(
         buf.ds.index(n * 2 + MINE).store(ds)
         fence_async_shared()
         mbarrier.arrive(bar.ds_full.index(n), count=1)
+    dv = warpgroup_mma_wait(0, deps=(dv,))
+    mbarrier.arrive(bar.do_free.index(s), count=1)
+    if size.sums != NOWHERE:
         if not FIRST:
             dq = issue_dq(buf, bar, visit - 1, size, MINE)
     dk = warpgroup_mma(ds_operand, buf.q.index(s), dk, is_async=True)
     # After the last visit this is its S once more, which nobody reads.
     x = issue_scores(buf, bar, gl.minimum(visit + 1, visits - 1), zero, size, MINE)
     if size.sums != NOWHERE and not FIRST:
-        dv, dq = warpgroup_mma_wait(2, deps=(dv, dq))
-        mbarrier.arrive(bar.do_free.index(s), count=1)
+        dq = warpgroup_mma_wait(2, deps=(dq,))
         add_dq(work, at, visit - 1, g_before, i_before, dq, size, MINE)
-    else:
-        dv = warpgroup_mma_wait(2, deps=(dv,))
-        mbarrier.arrive(bar.do_free.index(s), count=1)
+    x, dk = warpgroup_mma_wait(0, deps=(x, dk))
+    mbarrier.arrive(bar.q_free.index(s), count=1)
     return x, dk, dv
 
 
@@ -372,6 +370,7 @@ def consume(work, size: gl.constexpr, MINE: gl.constexpr):
         mbarrier.wait(bar.kv_full.index(1), 0)
         if visits > 0:
             x = issue_scores(buf, bar, 0, zero, size, MINE)
+            x = warpgroup_mma_wait(0, deps=(x,))
             g = 0
             i = at.span.lo
             x, dk, dv = step(
@@ -387,7 +386,6 @@ def consume(work, size: gl.constexpr, MINE: gl.constexpr):
                     x, dk, dv, visit, visits, g_before, i_before, i, work, at, keys, zero, size,
                     False, MINE,
                 )  # fmt: skip
-            x, dk, dv = warpgroup_mma_wait(0, deps=(x, dk, dv))
             if size.sums != NOWHERE:
                 dq = issue_dq(buf, bar, visits - 1, size, MINE)
                 dq = warpgroup_mma_wait(0, deps=(dq,))
