@@ -296,7 +296,7 @@ def step(
     x, dk, dv, visit, visits, g_before, i_before, i, work, at, keys, zero, size: gl.constexpr,
     FIRST: gl.constexpr, MINE: gl.constexpr,
 ):  # fmt: skip
-    """One visit, of the i-th tile of rows, whose S is under way: (the next one's S, dk, dv)."""
+    """One visit, of the i-th tile of rows, whose S is there: (the next one's S, dk, dv)."""
     buf, bar, terms = work.buf, work.bar, work.terms
     DTYPE: gl.constexpr = buf.q.dtype
     S: gl.constexpr = zero.type.layout

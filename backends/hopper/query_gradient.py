@@ -150,9 +150,9 @@ def issue_scores(buf, bar, i, zero, size: gl.constexpr, MINE: gl.constexpr):
 @gluon.jit
 def step(
     x, dq, i, span, work, rows, lse, delta, seqlen_q, seqlen_k, zero, size: gl.constexpr,
-    FIRST: gl.constexpr, MINE: gl.constexpr,
+    MINE: gl.constexpr,
 ):  # fmt: skip
-    """The i-th tile of keys, whose S is under way: (the next one's S, dq)."""
+    """The i-th tile of keys, whose S is there: (the next one's S, dq)."""
     buf, bar, terms = work.buf, work.bar, work.terms
     DTYPE: gl.constexpr = buf.q.dtype
     BLOCK_N: gl.constexpr = size.block_n
@@ -166,9 +166,6 @@ def step(
     dp = warpgroup_mma(
         buf.do.index(MINE), buf.v.index(s).permute((1, 0)), zero, use_acc=False, is_async=True
     )
-    x, dq = warpgroup_mma_wait(1, deps=(x, dq))
-    if not FIRST:
-        mbarrier.arrive(bar.k_free.index((i - 1) % size.stages), count=1)
     p, sloped = weights(x, lse[:, None], terms, size)
     tile = span.lo + i
     if (tile < span.whole_lo) | (tile >= span.whole_hi):
@@ -181,6 +178,8 @@ def step(
     dq = warpgroup_mma(ds, buf.k.index(s), dq, is_async=True)
     # After the last tile this is its S once more, which nobody reads.
     x = issue_scores(buf, bar, gl.minimum(i + 1, span.hi - span.lo - 1), zero, size, MINE)
+    x, dq = warpgroup_mma_wait(0, deps=(x, dq))
+    mbarrier.arrive(bar.k_free.index(s), count=1)
     return x, dq
 
 
@@ -214,15 +213,11 @@ def consume(work, size: gl.constexpr, MINE: gl.constexpr):
         steps = span.hi - span.lo
         if steps > 0:
             x = issue_scores(buf, bar, 0, zero, size, MINE)
-            x, dq = step(
-                x, dq, 0, span, work, rows, lse, delta, seqlen_q, seqlen_k, zero, size, True, MINE
-            )
-            for i in range(1, steps):
+            x = warpgroup_mma_wait(0, deps=(x,))
+            for i in range(steps):
                 x, dq = step(
-                    x, dq, i, span, work, rows, lse, delta, seqlen_q, seqlen_k, zero, size, False,
-                    MINE,
-                )  # fmt: skip
-            x, dq = warpgroup_mma_wait(0, deps=(x, dq))
+                    x, dq, i, span, work, rows, lse, delta, seqlen_q, seqlen_k, zero, size, MINE
+                )
         dq = dq * work.terms.scale
         store_rows(work.dq, q_batch, h, first_row, rows, seqlen_q, dq, 0, size.head_dim)
 
