@@ -211,13 +211,23 @@ def produce(work, size: gl.constexpr):
 
 
 @gluon.jit
-def issue_scores(buf, bar, visit, zero, size: gl.constexpr, MINE: gl.constexpr):
+def row_vector(memory, s, zero, size: gl.constexpr):
+    """A value of each row of stage s, [1, M] beside scores laid out as `zero`."""
+    ROWS: gl.constexpr = gl.SliceLayout(0, zero.type.layout)
+    return memory.index(s).reshape([size.block_m]).load(ROWS)[None, :]
+
+
+@gluon.jit
+def issue_scores(buf, bar, terms, visit, zero, size: gl.constexpr, MINE: gl.constexpr):
     """S = K Q^T of a visit once Q is there, not waited for."""
     s = visit % size.stages
     mbarrier.wait(bar.q_full.index(s), (visit // size.stages) & 1)
-    return warpgroup_mma(
-        buf.k.index(MINE), buf.q.index(s).permute((1, 0)), zero, use_acc=False, is_async=True
-    )
+    if size.fused:
+        # Where p = 2^(c k·q - lse), the sum begins with -lse / c.
+        start = zero - row_vector(buf.lse, s, zero, size) * (1.0 / (terms.scale * LOG2E))
+    else:
+        start = zero
+    return warpgroup_mma(buf.k.index(MINE), buf.q.index(s).permute((1, 0)), start, is_async=True)
 
 
 @gluon.jit
@@ -268,13 +278,6 @@ def add_dq(work, at, visit, g, i, dq, size: gl.constexpr, MINE: gl.constexpr):
 
 
 @gluon.jit
-def row_vector(memory, s, zero, size: gl.constexpr):
-    """A value of each row of stage s, [1, M] beside scores laid out as `zero`."""
-    ROWS: gl.constexpr = gl.SliceLayout(0, zero.type.layout)
-    return memory.index(s).reshape([size.block_m]).load(ROWS)[None, :]
-
-
-@gluon.jit
 def weights(x, lse, terms, size: gl.constexpr):
     """(p, p (1 - t^2)) of scores' products x and their rows' lse."""
     if size.fused:
@@ -308,10 +311,14 @@ def step(
     BLOCK_M: gl.constexpr = size.block_m
     lanes = gl.arange(0, BLOCK_M, layout=gl.SliceLayout(0, S))
     mbarrier.wait(bar.do_full.index(s), (visit // size.stages) & 1)
-    dp = warpgroup_mma(
-        buf.v.index(MINE), buf.do.index(s).permute((1, 0)), zero, use_acc=False, is_async=True
-    )
-    p, sloped = weights(x, row_vector(buf.lse, s, zero, size), terms, size)
+    # The sum begins with -delta.
+    dp = zero - row_vector(buf.delta, s, zero, size)
+    dp = warpgroup_mma(buf.v.index(MINE), buf.do.index(s).permute((1, 0)), dp, is_async=True)
+    if size.fused:
+        p = gl.exp2(x * (terms.scale * LOG2E))
+        sloped = p
+    else:
+        p, sloped = weights(x, row_vector(buf.lse, s, zero, size), terms, size)
     if (i < at.span.whole_lo) | (i >= at.span.whole_hi):
         rows = (i * BLOCK_M + lanes)[None, :]
         visible = seen(terms, rows, keys[:, None], at.seqlen_q, at.seqlen_k)
@@ -323,7 +330,7 @@ def step(
     p_operand = gl.convert_layout(p.to(DTYPE), P)
     dp = warpgroup_mma_wait(0, deps=(dp,))
     dv = warpgroup_mma(p_operand, buf.do.index(s), dv, is_async=True)
-    ds = (sloped * (dp - row_vector(buf.delta, s, zero, size))).to(DTYPE)
+    ds = (sloped * dp).to(DTYPE)
     ds_operand = gl.convert_layout(ds, P)
     if size.sums != NOWHERE:
         n = visit & 1
@@ -338,7 +345,7 @@ def step(
             dq = issue_dq(buf, bar, visit - 1, size, MINE)
     dk = warpgroup_mma(ds_operand, buf.q.index(s), dk, is_async=True)
     # After the last visit this is its S once more, which nobody reads.
-    x = issue_scores(buf, bar, gl.minimum(visit + 1, visits - 1), zero, size, MINE)
+    x = issue_scores(buf, bar, terms, gl.minimum(visit + 1, visits - 1), zero, size, MINE)
     if size.sums != NOWHERE and not FIRST:
         dq = warpgroup_mma_wait(2, deps=(dq,))
         add_dq(work, at, visit - 1, g_before, i_before, dq, size, MINE)
@@ -369,7 +376,7 @@ def consume(work, size: gl.constexpr, MINE: gl.constexpr):
         mbarrier.wait(bar.kv_full.index(0), 0)
         mbarrier.wait(bar.kv_full.index(1), 0)
         if visits > 0:
-            x = issue_scores(buf, bar, 0, zero, size, MINE)
+            x = issue_scores(buf, bar, terms, 0, zero, size, MINE)
             x = warpgroup_mma_wait(0, deps=(x,))
             g = 0
             i = at.span.lo
