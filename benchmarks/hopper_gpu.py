@@ -27,7 +27,7 @@ from portattn.dispatch.backend import AttentionTensors
 from portattn.dispatch.problem import AttentionProblem
 
 BACKWARD: dict[int, list[tuple[dict[str, int], bool]]] = {
-    64: [({}, False), ({"block_m": 64}, False), ({}, True)],
+    64: [({}, False), ({"block_m": 128}, False), ({}, True)],
     128: [({}, False), ({}, True)],
 }
 # Cases that head dim 64 is checked with, and variants other than the first.

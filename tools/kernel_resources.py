@@ -39,6 +39,7 @@ from portattn.dispatch.device import Device
 from portattn.dispatch.problem import AttentionProblem, Operation
 
 TABLE = Path(__file__).resolve().parent.parent / "benchmarks/results/triton-resources.json"
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # Compute capability of each family, and what one block may use of its shared memory.
 CHIPS = {
     "sm_80": (80, 163 * 1024),
@@ -68,6 +69,7 @@ VARIANTS: tuple[Variant, ...] = (
     ("decode D128 32/8 float8", "decode", 128, 128, {"heads": 32, "kv_heads": 8, **FLOAT8}),
     ("decode D576/512", "decode", 576, 512, {"heads": 16, "kv_heads": 1}),
 )
+FIXED = {"deterministic": True}
 PERSISTENT = {"persistent": 1, "own_out": 1}
 HOPPER_VARIANTS: tuple[Variant, ...] = (
     ("hopper forward D64", "forward", 64, 64, {}),
@@ -82,11 +84,15 @@ HOPPER_VARIANTS: tuple[Variant, ...] = (
     ("hopper forward D192/128 causal", "forward", 192, 128, CAUSAL),
     ("hopper forward D256", "forward", 256, 256, {}),
     ("hopper forward D256 causal", "forward", 256, 256, CAUSAL),
+    ("hopper backward D64", "backward", 64, 64, {}),
     ("hopper backward D64 causal", "backward", 64, 64, CAUSAL),
+    ("hopper backward D96 causal", "backward", 96, 96, CAUSAL),
     ("hopper backward D128", "backward", 128, 128, {}),
     ("hopper backward D128 causal", "backward", 128, 128, CAUSAL),
     ("hopper backward D128 packed", "backward", 128, 128, PACKED),
     ("hopper backward D128 window", "backward", 128, 128, WINDOW),
+    ("hopper backward D64 fixed order", "backward", 64, 64, {**CAUSAL, **FIXED}),
+    ("hopper backward D128 fixed order", "backward", 128, 128, {**CAUSAL, **FIXED}),
 )
 
 
@@ -132,7 +138,9 @@ def compile_call(backend: str, family: str, variant: Variant) -> dict[str, dict[
         args = launch.filler(planned.args)(values)
         grid = (planned.programs, 1, 1)
         made = kernel.warmup(*args, grid=grid, **planned.constants, **planned.options)
-        used = usage(made.asm["cubin"])
+        used = usage(made.asm["cubin"], conditional=backend == "hopper")
+        if backend == "hopper":
+            refuse_serialised(kernel.fn.__name__, made.asm["ptx"])
         used["shared"] = made.metadata.shared
         if used["shared"] > shared:
             raise SystemExit(f"{family}: {kernel.fn.__name__} needs {used['shared']} shared bytes")
@@ -199,9 +207,24 @@ def _call(backend: Backend, variant: Variant) -> None:
         backend.backward(out, None, out, lse, tensors, problem, config)
 
 
-def usage(cubin: bytes) -> dict[str, int]:
+def refuse_serialised(kernel: str, ptx: str) -> None:
+    """Stop where the assembler makes each of a warpgroup's products wait for the one before.
+
+    It does so, and only remarks on it, where an accumulator is touched while products are under way.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [TOOLS / "ptxas", "-v", "--gpu-name", "sm_90a", file.name, "-o", os.devnull]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    for line in said.splitlines():
+        if "serialized" in line:
+            raise SystemExit(f"{kernel}: {line}")
+
+
+def usage(cubin: bytes, conditional: bool = False) -> dict[str, int]:
     """Registers, bytes of local memory, and spills in the main loop of a cubin's kernel."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    tool = TOOLS / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -215,12 +238,16 @@ def usage(cubin: bytes) -> dict[str, int]:
     return {
         "registers": int(found["REG"]),
         "local": int(found["STACK"]),
-        "spills": main_loop_spills(code),
+        "spills": main_loop_spills(code, conditional),
     }
 
 
-def main_loop_spills(code: str) -> int:
-    """Local loads and stores in the shortest loop that has matrix instructions; 0 without one."""
+def main_loop_spills(code: str, conditional: bool = False) -> int:
+    """Local loads and stores in the shortest loop that has matrix instructions; 0 without one.
+
+    conditional: only loops that end with a condition; waits for barriers lie at a kernel's end and
+    jump back without one.
+    """
     lines = [
         (int(match[1], 16), match[2])
         for match in re.finditer(r"^\s+/\*([0-9a-f]{4,5})\*/\s+(.*?);", code, re.MULTILINE)
@@ -228,7 +255,7 @@ def main_loop_spills(code: str) -> int:
     bodies = []
     for address, text in lines:
         jump = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text)
-        if jump and int(jump[1], 16) < address:
+        if jump and int(jump[1], 16) < address and (not conditional or text.startswith("@")):
             body = [t for place, t in lines if int(jump[1], 16) <= place <= address]
             if any("MMA" in t for t in body):
                 bodies.append(body)

@@ -159,7 +159,7 @@ class BackwardTile(NamedTuple):
 
 def backward(problem: AttentionProblem, config: Config) -> BackwardTile:
     """The profile's tile, completed by what benchmarks/notes/hopper.md predicts or found."""
-    tile = BackwardTile(block_m=128 if backward_width(problem) == 64 else 64, stages=2, sums=1)
+    tile = BackwardTile(block_m=64, stages=2, sums=1)
     tile = tile._replace(**config)
     return tile._replace(sums=0) if problem.deterministic else tile
 

@@ -17,7 +17,11 @@ EVERYTHING = pytest.param(("hopper",), marks=pytest.mark.nightly, id="everything
 
 @pytest.mark.parametrize(
     "variants",
-    [("hopper forward D64 causal",), ("hopper forward D128 causal",), EVERYTHING],
+    [
+        ("hopper forward D64 causal", "hopper backward D128 fixed order"),
+        ("hopper forward D128 causal", "hopper backward D128 causal"),
+        EVERYTHING,
+    ],
     ids=lambda names: names[0],
 )
 def test_resources(variants: tuple[str, ...], tmp_path: Path) -> None:
