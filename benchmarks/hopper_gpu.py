@@ -81,7 +81,9 @@ def problem_of(
     )  # fmt: skip
 
 
-def check(case: tuple[Any, ...], d: int, config: dict[str, int], deterministic: bool) -> list[float]:
+def check(
+    case: tuple[Any, ...], d: int, config: dict[str, int], deterministic: bool
+) -> list[float]:
     """Relative errors of out, dq, dk and dv against the definition."""
     batch, heads, kv_heads, queries, keys, less, window, softcap, packed, with_lse = case
     d, dtype = d + less, torch.bfloat16
@@ -187,8 +189,9 @@ def calls_of(d: int, causal: bool, s: int, only: str = "") -> tuple[float, dict[
         calls[label(config, deterministic)] = backward(hopper, config, deterministic)
     for config in FORWARD[d]:
         calls[f"fwd hopper {config}"] = forward(hopper, config)
-    calls["bwd triton"], calls["fwd triton"] = backward(triton_backend, {}), forward(
-        triton_backend, {}
+    calls["bwd triton"], calls["fwd triton"] = (
+        backward(triton_backend, {}),
+        forward(triton_backend, {}),
     )
     views = [x.transpose(1, 2).detach().requires_grad_() for x in (q, k, v)]
     for name, which in (

@@ -210,7 +210,7 @@ def _call(backend: Backend, variant: Variant) -> None:
 def refuse_serialised(kernel: str, ptx: str) -> None:
     """Stop where the assembler makes each of a warpgroup's products wait for the one before.
 
-    It does so, and only remarks on it, where an accumulator is touched while products are under way.
+    It does so, with a mere remark, where an accumulator is touched while products are under way.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)

@@ -56,7 +56,7 @@ class HopperBackend:
     def tuning_space(
         self, kernel: str, problem: AttentionProblem, device: Device
     ) -> Iterable[Config]:
-        return tiles.tuning_space(problem)
+        return tiles.tuning_space(kernel, problem)
 
     def describe(self, problem: AttentionProblem, device: Device) -> str:
         return "Gluon " + problem.operation

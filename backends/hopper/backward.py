@@ -380,9 +380,7 @@ def consume(work, size: gl.constexpr, MINE: gl.constexpr):
             x = warpgroup_mma_wait(0, deps=(x,))
             g = 0
             i = at.span.lo
-            x, dk, dv = step(
-                x, dk, dv, 0, visits, g, i, i, work, at, keys, zero, size, True, MINE
-            )
+            x, dk, dv = step(x, dk, dv, 0, visits, g, i, i, work, at, keys, zero, size, True, MINE)
             for visit in range(1, visits):
                 i_before = i
                 g_before = g

@@ -59,7 +59,9 @@ def finish_kernel(
     """dq = scale · sums of half a tile of one head, from the order that threads add it up in."""
     COUNT: gl.constexpr = 64 * COLUMNS
     FLAT: gl.constexpr = gl.BlockedLayout([4], [32], [4], [0])
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [64 // COLUMNS * 4, COLUMNS // 8], [4, 1], [1, 0])
+    LAYOUT: gl.constexpr = gl.BlockedLayout(
+        [1, 8], [64 // COLUMNS * 4, COLUMNS // 8], [4, 1], [1, 0]
+    )
     part = gl.program_id(0) % 2
     tile = gl.program_id(0) // 2 % row_tiles
     head = gl.program_id(0) // 2 // row_tiles

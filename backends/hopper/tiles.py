@@ -97,8 +97,14 @@ def forward(problem: AttentionProblem, config: Config) -> Tile:
     return tile._replace(**config)
 
 
-def tuning_space(problem: AttentionProblem) -> list[Config]:
+def tuning_space(kernel: str, problem: AttentionProblem) -> list[Config]:
     """What has been fastest for some problem, and its neighbours."""
+    if kernel.endswith("backward"):
+        return [
+            {"block_m": rows, "stages": stages, "sums": sums}
+            for rows, stages, sums in itertools.product((64, 128), (2, 3), (1, 2))
+            if not _backward_reasons(problem, {"block_m": rows, "stages": stages, "sums": sums})
+        ]
     masked = problem.window != (-1, -1)
     schedules = [
         {"persistent": 0, "own_out": 0, "section": section}
@@ -141,6 +147,8 @@ def _backward_reasons(problem: AttentionProblem, config: Config) -> list[str]:
     shared += tile.block_m * 2 * 4 * tile.stages
     shared += tile.block_m * 2 * 2 * 128 if tile.sums else 0
     shared += tile.block_m * 4 * width if tile.sums == 1 else 0
+    if tile.block_m == 128 and width == 128:
+        return ["128 rows of head dims beyond 64 need more registers than a thread has"]
     if shared <= SHARED - BARRIERS:
         return []
     return [f"needs {shared / 1024:.0f} KiB of shared memory, a block has {SHARED // 1024}"]
