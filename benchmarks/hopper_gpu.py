@@ -105,9 +105,9 @@ def check(
     outs, lses, at_q, at_k = [], [], 0, 0
     for a, b in counts:
         pieces = wide[0][at_q : at_q + a], *(x[at_k : at_k + b] for x in wide[1:])
-        o, l = definition(*pieces, problem)
+        o, row_lse = definition(*pieces, problem)
         outs.append(o)
-        lses.append(l)
+        lses.append(row_lse)
         at_q, at_k = at_q + a, at_k + b
     out, lse = torch.cat(outs), torch.cat(lses, 1)
     loss = (out * do[:tq].double()).sum()
@@ -208,7 +208,7 @@ def calls_of(d: int, causal: bool, s: int, only: str = "") -> tuple[float, dict[
         theirs, grad = attend(), do.transpose(1, 2)
         calls[f"bwd {name}"] = (
             2.5,
-            lambda t=theirs: torch.autograd.grad(t, views, grad, retain_graph=True),
+            lambda t=theirs, g=grad: torch.autograd.grad(t, views, g, retain_graph=True),
         )
         calls[f"fwd {name}"] = 1.0, attend
     flops = 4 * batch * heads * s * s * d * (0.5 if causal else 1.0)

@@ -166,7 +166,7 @@ def step(
     dp = warpgroup_mma(
         buf.do.index(MINE), buf.v.index(s).permute((1, 0)), zero, use_acc=False, is_async=True
     )
-    p, sloped = weights(x, lse[:, None], terms, size)
+    _p, sloped = weights(x, lse[:, None], terms, size)
     tile = span.lo + i
     if (tile < span.whole_lo) | (tile >= span.whole_hi):
         keys = tile * BLOCK_N + gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, S))

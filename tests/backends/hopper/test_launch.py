@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from portattn.arguments import describe, options
@@ -18,6 +20,8 @@ from portattn.errors import ArgumentError
 
 arguments = pytest.importorskip("portattn.backends.hopper.arguments")
 forward = pytest.importorskip("portattn.backends.hopper.forward")
+gradients = pytest.importorskip("portattn.backends.hopper.gradients")
+primitives = pytest.importorskip("portattn.backends.hopper.primitives")
 tiles = pytest.importorskip("portattn.backends.hopper.tiles")
 hopper = pytest.importorskip("portattn.backends.hopper")
 
@@ -151,3 +155,67 @@ def test_the_tuning_space_is_legal_and_has_the_default(causal: bool) -> None:
     legal = tiles.KERNELS["forward"]
     assert all(value in legal[name] for config in space for name, value in config.items())
     assert tiles.forward(problem, {})._asdict() in space
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_kernel_of_the_backward_gets_its_arguments(
+    monkeypatch: pytest.MonkeyPatch, deterministic: bool, packed: bool
+) -> None:
+    """dq is summed in any order by one kernel, or in a fixed order by another."""
+    names = ("prepare_kernel", "backward_kernel", "finish_kernel", "query_gradient_kernel")
+    kernels = {name: Recorder(getattr(gradients, name)) for name in names}
+    for name, kernel in kernels.items():
+        monkeypatch.setattr(gradients, name, kernel)
+    q = torch.zeros(*((160,) if packed else (2, 80)), 2, 64).half()
+    lse = torch.zeros(*((2, 160) if packed else (2, 2, 80)))
+    tensors = AttentionTensors(q, q.clone(), q.clone())
+    if packed:
+        tensors.cu_seqlens_q = tensors.cu_seqlens_k = torch.tensor([0, 80, 160]).int()
+    problem = replace(
+        _problem(torch.zeros(2, 80, 2, 64).half(), causal=True),
+        operation="backward",
+        layout="varlen" if packed else "dense",
+        deterministic=deterministic,
+    )
+    config: dict[str, int] = {}
+    for _ in range(2):
+        found = hopper.HopperBackend().backward(q, None, q, lse, tensors, problem, config)
+        assert found.dq.shape == q.shape and found.dk.shape == q.shape
+    last = "query_gradient_kernel" if deterministic else "finish_kernel"
+    for name in ("prepare_kernel", "backward_kernel", last):
+        (first,), (later,) = kernels[name].compiled, kernels[name].launched
+        assert len(later) == len(kernels[name].arg_names) and len(first) < len(later)
+    unused = "finish_kernel" if deterministic else "query_gradient_kernel"
+    assert not kernels[unused].compiled
+
+
+@given(
+    lengths=st.lists(st.integers(0, 300), min_size=1, max_size=6),
+    block_m=st.sampled_from([64, 128]),
+)
+def test_padded_sequences_do_not_meet(lengths: list[int], block_m: int) -> None:
+    """Each begins with a tile of its own in the memory of lse, delta and dq's sums."""
+    tensors = AttentionTensors(*(torch.empty(sum(lengths), 1, 8) for _ in range(3)))
+    tensors.cu_seqlens_q = torch.tensor([0, *lengths]).cumsum(0)
+    problem = replace(_problem(torch.zeros(1, 8, 1, 8).half()), batch=len(lengths))
+    extents = SimpleNamespace(cu_seqlens_q=tensors.cu_seqlens_q)
+    end = 0
+    for b, (start, length) in enumerate(zip(tensors.cu_seqlens_q.tolist(), lengths, strict=False)):
+        tile = primitives.padded_tile.fn(extents, b, start, block_m)
+        assert tile >= end
+        end = tile + -(-length // block_m)
+    assert end <= gradients.padded_tiles(tensors, problem, block_m)
+
+
+def test_backward_declines_wide_heads_and_tiles_that_do_not_fit() -> None:
+    problem = replace(_problem(torch.zeros(1, 512, 2, 192).half()), operation="backward")
+    assert any("128" in one for one in hopper.HopperBackend().reasons_against(problem, H100))
+    problem = replace(problem, head_dim=128, head_dim_v=128)
+    assert not hopper.HopperBackend().reasons_against(problem, H100)
+    assert not tiles.reasons_against("hopper.backward", {}, problem)
+    assert tiles.reasons_against("hopper.backward", {"block_m": 128}, problem)
+    space = tiles.tuning_space("hopper.backward", problem)
+    assert {"block_m": 64, "stages": 2, "sums": 1} in space
+    legal = tiles.KERNELS["backward"]
+    assert all(value in legal[name] for config in space for name, value in config.items())
