@@ -23,7 +23,7 @@ KERNELS = {
         "section": (0, 1, 2, 4, 8, 16, 32, 64),
         "own_out": (0, 1),
     },
-    "backward": {"block_m": (64,), "stages": (1, 2, 3)},
+    "backward": {"block_m": (64, 128), "stages": (1, 2, 3), "sums": (1, 2)},
 }
 
 # Bytes of shared memory that a block may have.
