@@ -29,6 +29,7 @@ os.environ.pop("TRITON_INTERPRET", None)
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 
 from portattn.backends.common import launch
@@ -215,7 +216,7 @@ def refuse_serialised(kernel: str, ptx: str) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [TOOLS / "ptxas", "-v", "--gpu-name", "sm_90a", file.name, "-o", os.devnull]
+        command = [get_ptxas(90).path, "-v", "--gpu-name", "sm_90a", file.name, "-o", os.devnull]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     for line in said.splitlines():
         if "serialized" in line:
