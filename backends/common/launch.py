@@ -167,6 +167,11 @@ class _Prepared:
             self.compiled, self.runner = compiled, compiled[grid]
 
 
+def forget_plans() -> None:
+    """Have every launch planned and its kernel looked up anew."""
+    _PREPARED.clear()
+
+
 def _without_bool(value: Tensor | None) -> Tensor | None:
     """Bytes where a mask has bools, which Triton would take for single bits."""
     if value is not None and value.dtype == torch.bool:
