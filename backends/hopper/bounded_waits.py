@@ -25,10 +25,11 @@ import triton
 from portattn.backends.common import launch
 
 _LOCATION = re.compile(r"\.loc\s+\d+ \d+ \d+.*?// (\S+:\d+):\d+")
+_GAP = r"\s*(?:\.loc[^\n]*\s*)*"  # newer releases number the lines of a wait
 _WAIT = re.compile(
-    r"\{\s*\.reg \.pred (?P<done>\w+);\s*(?P<loop>\w+):\s*"
-    r"(?P<test>mbarrier\.try_wait[^;]*;)\s*@!(?P=done) bra(?:\.uni)? (?P=loop);\s*\}"
-)
+    r"\{\s*\.reg \.pred (?P<done>\w+);" + _GAP + r"(?P<loop>\w+):" + _GAP
+    + r"(?P<test>mbarrier\.try_wait[^;]*;)\s*@!(?P=done) bra(?:\.uni)? (?P=loop);\s*\}"
+)  # fmt: skip
 _MOST = 256
 
 
