@@ -81,18 +81,25 @@ def generate(
     tp: Annotated[
         int, typer.Option(min=1, help="Devices that share the model; starts as many processes.")
     ] = 1,
+    cp: Annotated[
+        int, typer.Option(min=1, help="Devices that share the tokens; starts as many processes.")
+    ] = 1,
     backend: Annotated[
-        str | None, typer.Option(help="With --tp: nccl, gloo or hccl; by the device if not given.")
+        str | None,
+        typer.Option(help="With --tp, --cp: nccl, gloo or hccl; by the device if not given."),
     ] = None,
     patience: Annotated[
-        float, typer.Option(min=1.0, help="With --tp: seconds that a rank waits for another.")
+        float, typer.Option(min=1.0, help="With --tp, --cp: seconds that a rank waits for another.")
     ] = 300.0,
     json: JsonFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the answer.")] = False,
 ) -> None:
     """Answer a prompt with a model whose attention is portattn's; show what ran."""
+    if cp > 1 and (tp > 1 or offload is not None or attn != "portattn"):
+        other = "--tp" if tp > 1 else "--offload" if offload is not None else "--attn"
+        raise typer.BadParameter(f"can't be combined with {other}", param_hint="--cp")
     asked = (prompt, model, max_new_tokens, dtype, attn, offload, context, kv_dtype)
-    with ranks(tp, backend, patience, device, arguments=asked) as speaks:
+    with ranks(max(tp, cp), backend, patience, device, arguments=asked, tp=tp, cp=cp) as speaks:
         talk = speaks and not (json or quiet)
         network, tokenizer = _load(model, device, dtype, attn, talk, tp)
         stream = Stream(tokenizer, show=not json)
@@ -101,7 +108,7 @@ def generate(
             kept = Offload(network, offload, context, kv_dtype, show=talk)
         with record() as counts:
             start = time.perf_counter()
-            _answer(network, tokenizer, prompt, max_new_tokens, stream, kept)
+            _answer(network, tokenizer, prompt, max_new_tokens, stream, kept, cp)
         _show(prompt, stream, start, counts, kept, json, quiet)
 
 
@@ -162,6 +169,7 @@ def _answer(
     max_new_tokens: int,
     stream: Stream,
     kept: Offload | None,
+    cp: int,
 ) -> None:
     templated = bool(tokenizer.chat_template)
     if templated:
@@ -172,10 +180,25 @@ def _answer(
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=not templated)
     inputs = inputs.to(network.device)
     options = {"max_new_tokens": max_new_tokens, "do_sample": False, "streamer": stream}
-    if kept is None:
+    if cp > 1:
+        _answer_spread(network, inputs, options)
+    elif kept is None:
         network.generate(**inputs, **options)
     else:
         kept.generate(inputs, options)
+
+
+def _answer_spread(network: Any, inputs: Any, options: dict[str, Any]) -> None:
+    """Every rank holds a part of the tokens."""
+    import torch.distributed as dist
+
+    from portattn.integrations.transformers.spread import SpreadCache, spread
+    from portattn.parallel import ContextParallel
+
+    parallel = ContextParallel(ring=dist.group.WORLD)
+    with spread(network):
+        cache = SpreadCache(network.config, parallel)
+        network.generate(**inputs, **options, past_key_values=cache)
 
 
 def _rate(times: list[float]) -> float | None:

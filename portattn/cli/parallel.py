@@ -1,4 +1,4 @@
-"""`--tp`: the command runs on several ranks, and only the first one speaks."""
+"""`--tp` and `--cp`: the command runs on several ranks, and only the first one speaks."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from portattn.parallel import launch
 
 @contextmanager
 def ranks(
-    tp: int, backend: str | None, patience: float, device: str | None, **asked: object
+    count: int, backend: str | None, patience: float, device: str | None, **asked: object
 ) -> Iterator[bool]:
-    """Whether this process may speak, inside; outside of torchrun, `tp` processes are started and
+    """Whether this process may speak, inside; outside of torchrun, `count` processes are started and
     the command ends with theirs.
 
-    Raises a usage error where tp isn't torchrun's number of processes, or the device is named.
+    Raises a usage error where count isn't torchrun's number of processes, or the device is named.
     """
     place = launch.here()
-    if tp == 1:
+    if count == 1:
         if place is not None and place.ranks > 1:
-            raise typer.BadParameter(f"torchrun started {place.ranks} ranks", param_hint="--tp")
+            raise typer.BadParameter(
+                f"torchrun started {place.ranks} ranks", param_hint="--tp, --cp"
+            )
         yield True
         return
     if device is not None and torch.device(device) != torch_device(None):
         raise typer.BadParameter(
-            "with --tp each rank takes its own accelerator, or the CPU where there is none",
+            "with --tp and --cp each rank takes its own accelerator, or the CPU where there is none",
             param_hint="--device",
         )
     if place is None:
-        raise typer.Exit(launch.start(tp, ["-m", "portattn", *sys.argv[1:]]))
-    if place.ranks != tp:
-        raise typer.BadParameter(f"torchrun started {place.ranks} ranks", param_hint="--tp")
+        raise typer.Exit(launch.start(count, ["-m", "portattn", *sys.argv[1:]]))
+    if place.ranks != count:
+        raise typer.BadParameter(f"torchrun started {place.ranks} ranks", param_hint="--tp, --cp")
     here = torch_device(None)
     if here.type != "cpu":
         here = torch.device(here.type, place.local_rank)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
+from portattn.errors import IntegrationError
 from portattn.integrations import models
+from portattn.integrations.transformers.spread import SpreadCache, spread
 from portattn.integrations.transformers.tensor_parallel import heads_of, kv_heads_of
+from portattn.parallel import ContextParallel
 from tests.parallel import ranks
 
 PROMPT = "Gravity is"
+LONG = "The three primary colours are red, yellow and blue. Mixed with white, red becomes"
 
 
 def tokens(count: int) -> tuple[list[int], int]:
@@ -24,6 +31,58 @@ def tokens(count: int) -> tuple[list[int], int]:
     weight = attention.q_proj.weight
     local = weight.to_local() if hasattr(weight, "to_local") else weight
     return out[0].tolist(), local.shape[0] // attention.head_dim
+
+
+def spread_tokens() -> dict[str, Any]:
+    """What SmolLM2 goes on with where ranks share the tokens: of a prompt that is spread, with
+    turns of 3 tokens, and of one that is too short for it; and a prompt's logits."""
+    model, tokenizer = models.load_model()
+    parallel = ContextParallel(ring=dist.group.WORLD)
+    found: dict[str, Any] = {}
+    with torch.no_grad(), spread(model):
+        for prompt, block in ((LONG, 3), (PROMPT, 3)):
+            cache = SpreadCache(model.config, parallel, block=block)
+            inputs = tokenizer(prompt, return_tensors="pt")
+            out = model.generate(
+                **inputs, max_new_tokens=12, do_sample=False, past_key_values=cache
+            )
+            held = cache.layers[0].kept.local.seqlens.tolist()
+            found[prompt] = out[0].tolist(), held[0]
+        cache = SpreadCache(model.config, parallel)
+        inputs = tokenizer(LONG, return_tensors="pt")
+        found["logits"] = model(**inputs, past_key_values=cache).logits
+    return found
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_smollm2_says_the_same_with_its_tokens_spread(count: int) -> None:
+    model, tokenizer = models.load_model()
+    found = ranks.run(spread_tokens, count)
+    for prompt in (LONG, PROMPT):
+        inputs = tokenizer(prompt, return_tensors="pt")
+        with torch.no_grad():
+            alone = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0].tolist()
+        assert [mine[prompt][0] for mine in found] == [alone] * count
+        held = [mine[prompt][1] for mine in found]
+        # The last token's keys are never computed; nobody holds all, and nobody two's share.
+        assert sum(held) == len(alone) - 1
+        assert max(held) - min(held) <= 4
+    with torch.no_grad():
+        want = model(**tokenizer(LONG, return_tensors="pt")).logits
+    for mine in found:
+        assert torch.allclose(mine["logits"], want, atol=1e-3, rtol=1e-3)
+
+
+def test_what_can_not_be_spread() -> None:
+    model, tokenizer = models.load_model()
+    inputs = tokenizer([LONG], return_tensors="pt")
+    cache = SpreadCache(model.config, ContextParallel())
+    inputs["attention_mask"][0, 0] = 0
+    with spread(model), pytest.raises(IntegrationError, match="padded"):
+        model(**inputs, past_key_values=cache)
+    handle, _ = cache.layers[0].update(torch.zeros(1, 3, 2, 64), torch.zeros(1, 3, 2, 64))
+    with pytest.raises(IntegrationError, match=r"keys or values \(repeat\)"):
+        handle.repeat(1)
 
 
 # 9 query heads on 3 key heads: 3 ranks divide both, 2 neither.

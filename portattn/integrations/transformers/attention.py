@@ -13,6 +13,7 @@ from portattn.errors import IntegrationError
 from portattn.integrations.transformers import arguments, offloaded
 from portattn.integrations.transformers.arguments import Arguments
 from portattn.integrations.transformers.host_cache import HostKV
+from portattn.integrations.transformers.spread import SpreadKV
 from portattn.integrations.transformers.structured_mask import StructuredMask
 
 QKV = tuple[Tensor, Tensor, Tensor]
@@ -53,6 +54,9 @@ def attention_forward(
     if isinstance(key, HostKV):
         return _offloaded(module, query, key, value, attention_mask, dropout, scaling, is_causal,
                           given), None  # fmt: skip
+    if isinstance(key, SpreadKV):
+        causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+        return key.attend(query, attention_mask, causal, given, scaling).contiguous(), None
     query, key, value = _alike(query, key, value)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     drops = dropout if module.training else 0.0
