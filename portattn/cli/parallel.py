@@ -18,8 +18,8 @@ from portattn.parallel import launch
 def ranks(
     count: int, backend: str | None, patience: float, device: str | None, **asked: object
 ) -> Iterator[bool]:
-    """Whether this process may speak, inside; outside of torchrun, `count` processes are started and
-    the command ends with theirs.
+    """Whether this process may speak, inside; outside of torchrun, `count` processes are started,
+    and the command ends with theirs.
 
     Raises a usage error where count isn't torchrun's number of processes, or the device is named.
     """
@@ -33,7 +33,7 @@ def ranks(
         return
     if device is not None and torch.device(device) != torch_device(None):
         raise typer.BadParameter(
-            "with --tp and --cp each rank takes its own accelerator, or the CPU where there is none",
+            "ranks take their own accelerators, or the CPU where there is none",
             param_hint="--device",
         )
     if place is None:

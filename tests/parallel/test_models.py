@@ -43,14 +43,14 @@ def spread_tokens() -> dict[str, Any]:
         for prompt, block in ((LONG, 3), (PROMPT, 3)):
             cache = SpreadCache(model.config, parallel, block=block)
             inputs = tokenizer(prompt, return_tensors="pt")
-            out = model.generate(
-                **inputs, max_new_tokens=12, do_sample=False, past_key_values=cache
-            )
+            out = model.generate(**inputs, max_new_tokens=8, do_sample=False, past_key_values=cache)
             held = cache.layers[0].kept.local.seqlens.tolist()
             found[prompt] = out[0].tolist(), held[0]
         cache = SpreadCache(model.config, parallel)
         inputs = tokenizer(LONG, return_tensors="pt")
-        found["logits"] = model(**inputs, past_key_values=cache).logits
+        logits = model(**inputs, past_key_values=cache).logits
+        alone = model(**inputs).logits
+        found["logits"] = torch.allclose(logits, alone, atol=1e-3, rtol=1e-3)
     return found
 
 
@@ -61,16 +61,13 @@ def test_smollm2_says_the_same_with_its_tokens_spread(count: int) -> None:
     for prompt in (LONG, PROMPT):
         inputs = tokenizer(prompt, return_tensors="pt")
         with torch.no_grad():
-            alone = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0].tolist()
+            alone = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0].tolist()
         assert [mine[prompt][0] for mine in found] == [alone] * count
         held = [mine[prompt][1] for mine in found]
         # The last token's keys are never computed; nobody holds all, and nobody two's share.
         assert sum(held) == len(alone) - 1
         assert max(held) - min(held) <= 4
-    with torch.no_grad():
-        want = model(**tokenizer(LONG, return_tensors="pt")).logits
-    for mine in found:
-        assert torch.allclose(mine["logits"], want, atol=1e-3, rtol=1e-3)
+    assert all(mine["logits"] for mine in found)
 
 
 def test_what_can_not_be_spread() -> None:
