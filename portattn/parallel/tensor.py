@@ -81,6 +81,67 @@ def linear(
     return out.view(*x.shape[:-1], weight.shape[0])
 
 
+def linear_scattered(
+    x: Tensor, weight: Tensor, group: ProcessGroup, *, plan: BlockPlan | None = None
+) -> Tensor:
+    """The rows of `linear` that this rank adds up, for models whose ranks share the rows there.
+
+    Half of linear's bytes: parts travel behind the products as messages of the group, and sums
+    stay where they are. `gather_rows` puts the whole together.
+
+    Args:
+        x: [rows, inner], this rank's shard of the features.
+        weight, group: see linear.
+        plan: by default `scattered_plan`. Every rank must pass the same.
+
+    Returns:
+        [rows of plan.span(this rank), columns], the same bits whatever the pieces, where a
+        product's kernel is the same; and as linear's, where linear goes by messages as well.
+
+    Raises:
+        ShapeError, DtypeError, DeviceError, ArgumentError: see linear.
+    """
+    if x.dim() != 2:
+        raise ShapeError("x", "[rows, inner]", list(x.shape))
+    _check(x, weight, None, group, plan)
+    # As rows of the whole, so that a block's place in it and in the span is found as for linear.
+    out = x.new_empty((x.shape[0], weight.shape[0]))
+    plan = plan or scattered_plan(x, weight, group)
+    span = plan.span(group.rank())
+    if group.size() == 1:
+        return x @ weight.T
+    progress.begin("the scattered sum of", list(out.shape))
+    _by_messages(out, lambda block: x[block], weight, group, plan, gather=False)
+    return out[span].clone()
+
+
+def scattered_plan(x: Tensor, weight: Tensor, group: ProcessGroup) -> BlockPlan:
+    """What linear_scattered does without a plan, the same on all ranks: gather_rows needs it."""
+    sizes = (x.shape[0], x.shape[1], weight.shape[0], x.element_size(), group.size())
+    chosen = _best(sizes, speeds(x)) if group.size() > 1 else None
+    return chosen or schedule.cut(x.shape[0], group.size())
+
+
+def gather_rows(mine: Tensor, group: ProcessGroup, plan: BlockPlan) -> Tensor:
+    """[plan.rows, columns] from every rank's span [its rows, columns], as before the next product.
+
+    Raises ShapeError for rows that aren't this rank's span.
+    """
+    spans = [plan.span(rank) for rank in range(plan.ranks)]
+    counts = [span.stop - span.start for span in spans]
+    if mine.dim() != 2 or mine.shape[0] != counts[group.rank()]:
+        raise ShapeError("mine", f"[{counts[group.rank()]}, columns]", list(mine.shape))
+    if group.size() == 1:
+        return mine
+    progress.begin("the gather of", [plan.rows, mine.shape[1]])
+    # Spans differ by a row at most: padded, one collective that every backend has takes them.
+    padded = mine.new_zeros((max(counts), mine.shape[1]))
+    padded[: mine.shape[0]] = mine
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
 def attention(
     q: Tensor,
     k: Tensor,
@@ -199,6 +260,8 @@ def _by_messages(
     weight: Tensor,
     group: ProcessGroup,
     plan: BlockPlan,
+    *,
+    gather: bool = True,
 ) -> None:
     """The same blocks with messages of the group; parts are added in the order of the ranks."""
     rank, ranks = group.rank(), group.size()
@@ -221,6 +284,8 @@ def _by_messages(
         held = {rank: parts[rank], **dict(zip(others, received, strict=True))}
         mine = out[block.start : block.stop]
         mine.copy_(_in_order([held[source] for source in range(ranks)]))
+        if not gather:
+            continue
         blocks = plan.pieces[block.piece]
         arriving += _exchange(
             group,

@@ -52,7 +52,16 @@ def sums() -> dict[str, Any]:
             # A product of a few rows takes another kernel, so that a row's bits depend on them.
             same = torch.equal if rows == 300 else close
             found[f"{rows} rows in {cuts}"] = same(got, want)
+            mine = tensor.linear_scattered(shard(x, 1), shard(weight, 1), group, plan=plan)
+            span = plan.span(group.rank())
+            found[f"{rows} rows in {cuts}, this rank's"] = torch.equal(mine + bias, got[span])
+            whole = tensor.gather_rows(mine, group, plan) + bias
+            found[f"{rows} rows in {cuts}, gathered"] = torch.equal(whole, got)
         chosen = tensor.linear(shard(x, 1)[None], shard(weight, 1), group, bias)
+        mine = tensor.linear_scattered(shard(x, 1), shard(weight, 1), group)
+        plan = tensor.scattered_plan(shard(x, 1), shard(weight, 1), group)
+        whole = tensor.gather_rows(mine, group, plan) + bias
+        found[f"{rows} rows, chosen and gathered"] = close(whole, want)
         found[f"{rows} rows, chosen"] = chosen.shape == (1, rows, 40) and close(chosen[0], want)
     heads, dim = 2 * count, 16
     q, k, v = (normal(1, 150, heads, dim) for _ in range(3))
@@ -105,5 +114,9 @@ def test_what_does_not_fit() -> None:
         call(x, weight.double(), group)
     with pytest.raises(ArgumentError, match="6 rows for 1 ranks"):
         call(x, weight, group, plan=schedule.cut(7, 1))
+    with pytest.raises(ShapeError, match="x"):
+        tensor.linear_scattered(x[None], weight, group)
+    with pytest.raises(ShapeError, match="mine"):
+        tensor.gather_rows(x, group, schedule.cut(7, 1))
     with pytest.raises(ShapeError, match="q"):
         tensor.attention(x, x, x, weight, group)  # type: ignore[arg-type]

@@ -88,8 +88,8 @@ class SpreadLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def __init__(self, cache: SpreadCache) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.cache, self._kept, self._length = cache, None, 0
-        self._kept: ShardedKVCache | None
+        self.cache, self._length = cache, 0
+        self._kept: ShardedKVCache | None = None
 
     @property
     def kept(self) -> ShardedKVCache:
@@ -216,7 +216,8 @@ def _before(
     cache = kwargs.get("past_key_values")
     if not isinstance(cache, SpreadCache):
         return None
-    kwargs = {**kwargs, "attention_mask": _no_padding(kwargs.get("attention_mask"))}
+    _check_mask(kwargs.get("attention_mask"))
+    kwargs = {**kwargs, "attention_mask": None}
     name = "input_ids" if kwargs.get("input_ids") is not None else "inputs_embeds"
     inputs, ranks = kwargs[name], cache.parallel.ring.size
     count = inputs.shape[1]
@@ -233,7 +234,7 @@ def _before(
     return args, kwargs
 
 
-def _no_padding(mask: Any) -> None:
+def _check_mask(mask: Any) -> None:
     if mask is None:
         return
     if not isinstance(mask, Tensor) or mask.dim() != 2 or not bool(mask.bool().all()):
