@@ -224,9 +224,12 @@ def compare(
             tokens, bench.ranks, tuple(map(float, pieces.split(",")))
         )
     want = plain().float()
-    for label, plan in plans.items():
+    forms = {label: partial(ours, plan) for label, plan in plans.items()}
+    if bench.options.aside:
+        forms |= {f"{label} aside": partial(aside, bench, call) for label, call in forms.items()}
+    for label, form in forms.items():
         for way in ("", " graph") if bench.options.graphs else ("",):
-            call = partial(ours, plan)
+            call: Call = form
             call = captured(call) if way else call
             for _ in range(2):
                 error = float((call().float() - want).abs().max() / want.abs().max())
@@ -244,6 +247,16 @@ def compare(
             hidden[f"hidden {label}"] = 1 - exposed / times["all-reduce" + way]
     pieces = [blocks[0].rows for blocks in plans["portattn"].pieces]
     return {"pieces": str(pieces), **times, **hidden}
+
+
+def aside(bench: Bench, call: Call) -> Tensor:
+    """A call, or its capture, whose flags are waited for beside the products."""
+    summing = tensor._symmetric(bench.group, bench.device)
+    summing.waits_aside = True
+    try:
+        return call()
+    finally:
+        summing.waits_aside = False
 
 
 def links(bench: Bench) -> None:
@@ -457,6 +470,7 @@ def main() -> None:
     parser.add_argument("--tokens", nargs="*", type=int, default=[2048, 4096, 8192, 16384, 32768])
     parser.add_argument("--pieces", nargs="*", default=[], help="such as 1,1,0.5, beside our own")
     parser.add_argument("--graphs", action="store_true", help="also replayed from CUDA graphs")
+    parser.add_argument("--aside", action="store_true", help="also with flags waited for aside")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument(
         "--what",
