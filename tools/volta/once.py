@@ -47,7 +47,12 @@ def _errors(tensors: AttentionTensors, given: argparse.Namespace) -> list[float]
         scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), float("-inf"))
     exact, lse = (scores.softmax(-1) @ v).transpose(1, 2), scores.logsumexp(-1).float()
     settings = options(
-        tensors.q, softmax_scale=None, causal=given.causal, window_size=(-1, -1), softcap=0.0
+        tensors.q,
+        softmax_scale=None,
+        causal=given.causal,
+        window_size=(-1, -1),
+        softcap=0.0,
+        max_seqlen_k=given.seqlen,
     )
     problem = describe(given.operation, tensors, settings)
     if given.operation != "backward":

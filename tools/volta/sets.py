@@ -88,7 +88,14 @@ def _decode(head_dim: int, turing: bool, paged: bool) -> None:
             tensors.v.view(1, -1, 8, head_dim),
         )
     tensors.seqused_k = torch.tensor([4000], dtype=torch.int32)
-    settings = options(q, softmax_scale=None, causal=True, window_size=(-1, -1), softcap=0.0)
+    settings = options(
+        q,
+        softmax_scale=None,
+        causal=True,
+        window_size=(-1, -1),
+        softcap=0.0,
+        max_seqlen_k=4096,  # enough for splits, and so for the kernel that joins them
+    )
     decode.decode(tensors, describe("decode", tensors, settings), {}, turing)
 
 
