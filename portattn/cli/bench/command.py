@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
+import torch
 import typer
 
-from portattn.cli.bench import report, session, suites
+from portattn.cli.bench import report, session, suites, verify
 from portattn.cli.bench.grid import Case, Operation, grid
 from portattn.cli.bench.peers import Peer, ours
 from portattn.cli.bench.peers_all import PEERS
@@ -47,6 +48,13 @@ def bench(
     peers: Annotated[
         str, typer.Option(help="all, none, or a list of the libraries to compare with")
     ] = "all",
+    verified: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="First hold each backend to the conformance cases; then fixed rows or --suite.",
+        ),
+    ] = False,
     backend: BackendOption = None,
     device: DeviceOption = None,
     output: Annotated[
@@ -60,17 +68,23 @@ def bench(
     """Measure attention against the installed peers, each checked first, all in one run.
 
     --suite measures fixed rows with each of our backends; without it, a grid of the other options.
+    --verify holds them to the conformance cases first; it writes portattn-verify.json by default.
     """
     plot = _plot_file(plot, output, suite is not None)
     place = torch_device(device)
+    if verified and output is None:
+        output = Path("portattn-verify.json")
     cases = (
         _suite_cases(suite)
         if suite is not None
+        else verify.rows()
+        if verified
         else _grid_cases(operation, dtype, batch, seqlen, heads, kv_heads, head_dim, causal)
     )
     cases = _chosen_rows(cases, rows)
-    own = ours(backend, place, each=suite is not None)
+    own = ours(backend, place, each=verified or suite is not None)
     machine = record(place)
+    failures = _verify(machine, place, backend, output) if verified else 0
     found = session.run(
         cases,
         (*own, *_chosen_peers(peers)),
@@ -81,8 +95,26 @@ def bench(
         partial(typer.echo, err=True),
     )
     _show(_document(machine, found), found.results, plot, json)
-    if any(_failed(result, own[0].name) for result in found.results):
+    if failures:
+        typer.echo(f"{failures} conformance cases failed", err=True)
+    if failures or any(_failed(result, own[0].name) for result in found.results):
         raise typer.Exit(1)
+
+
+def _verify(
+    machine: dict[str, object], place: torch.device, backend: str | None, output: Path | None
+) -> int:
+    """How many conformance cases failed; the outcomes join the machine's record as they come."""
+    say = partial(typer.echo, err=True)
+    outcomes: list[verify.Outcome] = []
+    for name in verify.backends_of(place, backend):
+        outcomes += verify.conformance([name], place, say)
+        machine["conformance"] = verify.document(outcomes)
+        _write(machine, output, Session())
+    failed = [one for one in outcomes if one.outcome == "failed"]
+    for one in failed:
+        say(f"FAILED {one.backend} {one.operation} {one.case} {one.dtype}: {one.detail}")
+    return len(failed)
 
 
 def _plot_file(plot: Path | None, output: Path | None, of_suites: bool) -> Path | None:
