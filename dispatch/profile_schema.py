@@ -187,6 +187,22 @@ class Rule(_Model):
     basis: Literal["tuned", "derived"] | None = None
 
 
+class BlockRule(_Model):
+    """How the rows of a product that devices add up are cut into blocks, in their order.
+
+    `rows` is the range of row counts that the rule is for, `pieces` the blocks' proportions.
+    "owner": a span for each rank, which adds up the ranks' parts of it; its pieces are the blocks.
+    "all_reduce": every block is reduced by the group's library while the next is computed.
+    """
+
+    rows: Range | None = None
+    pieces: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=1e3)], ...],
+        Field(strict=False, min_length=1, max_length=64),
+    ]
+    reduction: Literal["owner", "all_reduce"] = "owner"
+
+
 class Measurement(_Model):
     """A time taken on this device, in microseconds, for the problems that meet `when`.
 
@@ -229,6 +245,7 @@ class HardwareProfile(_Model):
     links: Links = Links()
     preference: Annotated[_Preference, AfterValidator(_complete)]
     kernels: _Kernels = Field(default_factory=dict)
+    blocks: Annotated[tuple[BlockRule, ...], Field(strict=False)] = ()
     measured: _Measured = ()
 
     def preference_for(self, operation: Operation) -> tuple[str, ...]:

@@ -5,6 +5,9 @@ of it; and each span into pieces. A rank computes the first piece of every span,
 the second pieces, and so on: what it sends is on its way while it computes, and the others' parts
 of its own piece have come when it gets there. Every sum is taken in the order of the ranks, so it
 doesn't depend on the pieces.
+
+The other kind of plan, "all_reduce", leaves the sums to the group's library: blocks run from the
+first row to the last on every rank, and each is reduced while the next one is computed.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from portattn.dispatch.profile_schema import BlockRule
 from portattn.errors import ArgumentError
 
 # What a plan is chosen from: pieces of a span, beside each other. A small first one sends early, a
@@ -26,11 +31,17 @@ _PIECES = (
 _REDUCTION, _REDUCTION_STEPS = 0.85, 3
 # Fewer rows than a matrix unit's tile save nothing.
 _ROWS = 128
+# The owner of a block that no rank adds up alone.
+EVERY = -1
+Reduction = Literal["owner", "all_reduce"]
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows start to stop of the product, added up by rank `owner`; the `piece`th of its span."""
+    """Rows start to stop of the product, added up by rank `owner`; the `piece`th of its span.
+
+    With owner EVERY it is the `piece`th of all rows, and the group's library adds it up.
+    """
 
     owner: int
     piece: int
@@ -44,14 +55,21 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """Row blocks in the order of pieces, one for each rank in each piece; some may be empty."""
+    """Row blocks in the order of pieces, one for each rank in each piece; some may be empty.
+
+    With the reduction "all_reduce" a piece is one block, which all ranks compute at the same turn.
+    """
 
     rows: int
     ranks: int
     pieces: tuple[tuple[Block, ...], ...]
+    reduction: Reduction = "owner"
 
     def order(self, rank: int) -> Iterator[Block]:
         """The blocks as `rank` computes them: of each piece the next rank's first, its own last."""
+        if self.reduction == "all_reduce":
+            yield from itertools.chain.from_iterable(self.pieces)
+            return
         for blocks in self.pieces:
             for step in range(1, self.ranks + 1):
                 yield blocks[(rank + step) % self.ranks]
@@ -110,6 +128,21 @@ def cut(rows: int, ranks: int, pieces: Sequence[float] = (1.0,)) -> BlockPlan:
         for number in range(len(pieces))
     )
     return BlockPlan(rows, ranks, planned)
+
+
+def in_turn(rows: int, ranks: int, pieces: Sequence[float] = (1.0,)) -> BlockPlan:
+    """Blocks of all rows in the given proportions, each reduced by the group's library."""
+    whole = cut(rows, 1, pieces)
+    blocks = tuple((Block(EVERY, b.piece, b.start, b.stop),) for (b,) in whole.pieces)
+    return BlockPlan(rows, ranks, blocks, "all_reduce")
+
+
+def of_rules(rules: Sequence[BlockRule], rows: int, ranks: int) -> BlockPlan | None:
+    """The plan of a profile's first rule for so many rows, None where it has none for them."""
+    for rule in rules:
+        if rule.rows is None or rule.rows.holds(rows):
+            return (in_turn if rule.reduction == "all_reduce" else cut)(rows, ranks, rule.pieces)
+    return None
 
 
 def best(

@@ -4,7 +4,8 @@ After attention each rank holds its heads' outputs, and after an MLP's first hal
 projection that follows gives every rank a part of the sum. `linear` computes it in blocks of rows,
 as schedule.py orders them, and adds each block up while later ones are computed: through memory
 that all ranks map where there is such (CUDA devices of one host that reach each other), else by
-sending and receiving in the group (NCCL, gloo, HCCL).
+sending and receiving in the group (NCCL, gloo, HCCL). A plan that says "all_reduce" has the group's
+library reduce each block instead, behind the next block's product.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def linear(
 
     Returns:
         [..., columns] in x's dtype. Parts are rounded to it and added in fp32 in an order that the
-        plan doesn't change; results of at most 256 KiB are added in the group's own order.
+        plan doesn't change; results of at most 256 KiB, and blocks of an "all_reduce" plan,
+        are added in the group's own order and dtype.
 
     Raises:
         ShapeError, DtypeError, DeviceError: an argument doesn't fit the others.
@@ -210,15 +212,23 @@ def fill(
     progress.begin("the sum of", list(out.shape))
     if _reachable(out, group, plan):
         _symmetric(group, out.device).fill(out, rows, weight, plan)
+    elif plan.reduction == "all_reduce":
+        _by_reductions(out, rows, weight, group, plan)
     else:
         _by_messages(out, rows, weight, group, plan)
 
 
 def _planned(out: Tensor, inner: int, group: ProcessGroup) -> BlockPlan | None:
-    """The fastest plan; None where one reduction after the product is predicted to be faster."""
+    """The profile's plan for so many rows; without one, the fastest that is predicted.
+
+    None where one reduction after the product is predicted to be faster.
+    """
     sizes = (out.shape[0], inner, out.shape[1], out.element_size(), group.size())
     if group.size() == 1 or out.nbytes <= _SMALL_BYTES:
         return None
+    rules = profiles.for_device(devices.of(out.device)).blocks
+    if rules:
+        return schedule.of_rules(rules, out.shape[0], group.size())
     return _best(sizes, speeds(out))
 
 
@@ -295,6 +305,23 @@ def _by_messages(
     _wait(arriving)
 
 
+def _by_reductions(
+    out: Tensor,
+    rows: Callable[[slice], Tensor],
+    weight: Tensor,
+    group: ProcessGroup,
+    plan: BlockPlan,
+) -> None:
+    """Each block's all-reduce travels behind the next block's product, in the library's order."""
+    works: list[Work] = []
+    for block in plan.order(group.rank()):
+        if block.rows:
+            mine = out[block.start : block.stop]
+            torch.mm(rows(slice(block.start, block.stop)), weight.T, out=mine)
+            works.append(dist.all_reduce(mine, group=group, async_op=True))
+    _wait(works)
+
+
 def _in_order(parts: list[Tensor]) -> Tensor:
     """Their sum in fp32, or in their own dtype if that is wider."""
     total = parts[0].to(torch.promote_types(parts[0].dtype, torch.float32))
@@ -323,6 +350,7 @@ def _wait(works: list[Work]) -> None:
 def _reachable(out: Tensor, group: ProcessGroup, plan: BlockPlan) -> bool:
     """Whether all ranks of the group map each other's memory, and no block is empty."""
     whole = all(block.rows for blocks in plan.pieces for block in blocks)
+    whole = whole and plan.reduction == "owner"
     return whole and out.is_cuda and _maps_peers(group, out.device)
 
 

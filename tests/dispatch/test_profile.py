@@ -140,7 +140,7 @@ def test_both_parsers_read_the_shipped_profiles_alike(monkeypatch: pytest.Monkey
         (Device("cuda", "nvidia", "sm_86", "RTX A6000"), "generic-accelerator"),
         (Device("cuda", "nvidia", "sm_137", "Tomorrow"), "generic-accelerator"),
         (Device("cuda", "amd", "gfx942", "MI300X"), "generic-accelerator"),
-        (Device("npu", "huawei", "ascend950", "Ascend950"), "generic-accelerator"),
+        (Device("npu", "huawei", "ascend950", "Ascend950"), "ascend-950"),
         (Device("mps", "apple", "mps", "Apple GPU"), "generic-accelerator"),
         (Device("xpu", "intel", "xpu", "Arc"), "generic-accelerator"),
     ],

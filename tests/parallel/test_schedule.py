@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from portattn.dispatch import profile as profiles
 from portattn.errors import ArgumentError
 from portattn.parallel import schedule
 from portattn.parallel.schedule import Speeds
@@ -81,3 +82,26 @@ def test_no_plan_beats_its_products_or_its_link(
 ) -> None:
     told = schedule.modelled(schedule.cut(rows, ranks, pieces), inner, 4096, 2, H100)
     assert told.total >= max(told.compute, told.transfer)
+
+
+ASCEND = [name for name in profiles.names() if name.startswith("ascend")]
+
+
+@pytest.mark.parametrize("name", ASCEND)
+@given(rows=st.integers(0, 70000), ranks=st.integers(1, 8))
+def test_block_rules_of_a_profile_give_every_row_once_at_the_same_turn_on_all_ranks(
+    name: str, rows: int, ranks: int
+) -> None:
+    plan = schedule.of_rules(profiles.by_name(name).blocks, rows, ranks)
+    assert plan is not None and plan.reduction == "all_reduce" and plan.ranks == ranks
+    blocks = list(plan.order(0))
+    assert [row for block in blocks for row in range(block.start, block.stop)] == list(range(rows))
+    assert all(list(plan.order(rank)) == blocks for rank in range(ranks))
+    assert {block.owner for block in blocks} == {schedule.EVERY}
+    if rows >= 4096:
+        assert len(blocks) == 5 and blocks[0].rows < blocks[1].rows > blocks[-1].rows
+        assert all(block.rows % 128 == 0 for block in blocks[:-1])
+
+
+def test_a_profile_without_block_rules_leaves_the_choice() -> None:
+    assert schedule.of_rules(profiles.by_name("nvidia-h100").blocks, 8192, 2) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import portattn
+from portattn.dispatch import profile as profiles
 from portattn.errors import ArgumentError, DtypeError, ShapeError
 from portattn.parallel import schedule, tensor
 from tests.parallel import ranks
@@ -85,6 +87,45 @@ def test_any_cut_is_the_sum_of_all_ranks(count: int) -> None:
     for rank, found in enumerate(ranks.run(sums, count)):
         assert len(found) > 15
         assert not [what for what, right in found.items() if not right], f"rank {rank}"
+
+
+def by_the_profile() -> dict[str, Any]:
+    """The blocks of the profile ascend-910b2 in this group, chosen by the environment as a user
+    would, and how often the library reduced what."""
+    os.environ["PORTATTN_PROFILE"] = "ascend-910b2"
+    profiles.forget()
+    group = dist.group.WORLD
+    assert group is not None
+    generator = torch.Generator().manual_seed(4)
+    rows, columns, count = 5000, 24, group.size()
+    x = torch.randn(rows, 16 * count, generator=generator)
+    weight = torch.randn(columns, 16 * count, generator=generator)
+    reduced: list[int] = []
+    all_reduce = dist.all_reduce
+
+    def spy(tensor: Tensor, *args: Any, **options: Any) -> Any:
+        reduced.append(tensor.shape[0])
+        assert options["async_op"]
+        return all_reduce(tensor, *args, **options)
+
+    dist.all_reduce = spy
+    got = tensor.linear(shard(x, 1), shard(weight, 1), group)
+    blocks = list(reduced)
+    q = torch.randn(1, 4200, count, 16, generator=generator)
+    mine, projection = shard(q, 2), torch.randn(24, 16 * count, generator=generator)
+    chosen = tensor.attention(mine, mine, mine, shard(projection, 1), group, causal=True)
+    alone = portattn.attention(q, q, q, causal=True).flatten(2) @ projection.T
+    return {"linear": close(got, x @ weight.T), "attention": close(chosen, alone),
+            "blocks": blocks, "all": sum(reduced)}  # fmt: skip
+
+
+def test_blocks_of_the_ascend_profile_are_reduced_in_turn_over_gloo() -> None:
+    plan = schedule.of_rules(profiles.by_name("ascend-910b2").blocks, 5000, 2)
+    assert plan is not None
+    for found in ranks.run(by_the_profile, 2):
+        assert found["linear"] and found["attention"]
+        assert found["blocks"] == [block.rows for block in plan.order(0)]
+        assert len(found["blocks"]) == 5 and found["all"] == 5000 + 4200
 
 
 class Alone:
