@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from portattn.backends.ascend import tiles
+from portattn.backends.ascend import split_decode, tiles
 from portattn.backends.ascend.tiled import tiled_kernel
 from portattn.backends.ascend.tiling_mask import tiling_mask
 from portattn.dispatch.backend import AttentionTensors, Config
@@ -24,16 +24,26 @@ def programs(problem: AttentionProblem, config: Config) -> int:
     if packed(problem):
         rows = problem.heads // problem.kv_heads
         per_head = -(-rows // tiles.tile(problem, rows, config).block_m)
-        return per_head * problem.batch * problem.kv_heads
+        return per_head * problem.batch * problem.kv_heads * split_decode.runs(problem)
     block_m = tiles.tile(problem, problem.seqlen_q, config).block_m
     return -(-problem.seqlen_q // block_m) * problem.batch * problem.heads
 
 
 def run(t: AttentionTensors, problem: AttentionProblem, config: Config) -> tuple[Tensor, Tensor]:
     """out and lse of any layout; see AttentionTensors for shapes."""
+    if packed(problem) and split_decode.runs(problem) > 1:
+        parts = _launched(*split_decode.divided(t, problem), config, torch.float32)
+        return split_decode.merged(*parts, split_decode.runs(problem), t.sinks, t.q.dtype)
+    return _launched(t, problem, config, t.q.dtype)
+
+
+def _launched(
+    t: AttentionTensors, problem: AttentionProblem, config: Config, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """out in `dtype` and lse of one launch."""
     q = t.q
     # Zeros and -inf: packed tensors may have room past the last sequence, which no program writes.
-    out = q.new_zeros((*q.shape[:-1], problem.head_dim_v))
+    out = q.new_zeros((*q.shape[:-1], problem.head_dim_v), dtype=dtype)
     lse_shape = (*q.shape[:-3], q.shape[-2], q.shape[-3])
     lse = q.new_full(lse_shape, float("-inf"), dtype=torch.float32)
     if not lse.numel() or not problem.keys:

@@ -6,7 +6,8 @@ start. Run it where triton-ascend is the Triton that is imported (`make test-asc
 
     python tools/ascend/compile_tiled.py OUT --compiler .../ascendnpuir/bin [--set probe]
 
-prints one JSON line per variant, and leaves the linalg and HIVM texts in OUT.
+prints one JSON line per variant, and leaves the linalg and HIVM texts in OUT. With `--target
+Ascend950PR_9589` a tile that the planner refuses is halved until one fits; `keys` says which.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from portattn.backends.ascend import tiles
 from portattn.backends.ascend.tiled import tiled_kernel
 
 TARGET = "Ascend910B2"
+# Its successor has a compiler of its own in the same package.
+ASCEND_950 = "Ascend950PR_9589"
 OPTIONS = (
     "--enable-auto-multi-buffer=true",
     "--enable-auto-bind-sub-block=true",
@@ -67,6 +70,8 @@ def variants() -> dict[str, dict[str, Any]]:
         "decode": decode,
         "decode, sinks": {**decode, "SINKS": True},
         "decode, leftpad, rows of the cache": {**decode, "LEFTPAD": True, "INDEXED": True},
+        "decode, a run of keys": {**decode, "LEFTPAD": True, "INDEXED": True, "out": "fp32"},
+        "decode, a run of pages of 128": {**decode, "block_n": 128, "PAGE": 128, "out": "fp32"},
         "decode, pages of 128": {**decode, "block_n": 128, "PAGE": 128},
         "decode, pages of 16": {**decode, "block_n": 16, "PAGE": 16},
         "prefill over pages of 128": {**causal, "CACHE": True, "block_n": 128, "PAGE": 128},
@@ -116,6 +121,8 @@ def signature(fn: Any, chosen: dict[str, Any]) -> tuple[dict[str, str], dict[str
             continue
         if name in ("scale", "softcap"):
             types[name] = "fp32"
+        elif name == "out_ptr":
+            types[name] = "*" + chosen.get("out", chosen["dtype"])
         elif name in POINTERS or name.endswith("_ptr"):
             types[name] = POINTERS.get(name, "*" + chosen["dtype"])
         else:
@@ -123,14 +130,16 @@ def signature(fn: Any, chosen: dict[str, Any]) -> tuple[dict[str, str], dict[str
     return types, constants
 
 
-def to_linalg(fn: Any, types: dict[str, str], constants: dict[str, Any]) -> tuple[str, str]:
+def to_linalg(
+    fn: Any, types: dict[str, str], constants: dict[str, Any], named: str = TARGET
+) -> tuple[str, str]:
     """The kernel as linalg, and whether it uses both units ("mix")."""
     from triton._C.libtriton import ir
     from triton.backends.ascend import compiler
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, make_backend
 
-    target = GPUTarget("npu", TARGET, 0)
+    target = GPUTarget("npu", named, 0)
     backend = make_backend(target)
     options = backend.parse_options({})
     source = ASTSource(fn, signature=types, constants=constants)
@@ -146,7 +155,9 @@ def to_linalg(fn: Any, types: dict[str, str], constants: dict[str, Any]) -> tupl
     return linalg, facts["mix_mode"]
 
 
-def to_hivm(name: str, linalg: str, out: Path, compiler: Path) -> tuple[str | None, list[str]]:
+def to_hivm(
+    name: str, linalg: str, out: Path, compiler: Path, target: str = TARGET
+) -> tuple[str | None, list[str]]:
     """The kernel's HIVM, None where the compiler refuses it, and its errors."""
     source = out / f"{name}.mlir"
     source.write_text(linalg)
@@ -154,7 +165,8 @@ def to_hivm(name: str, linalg: str, out: Path, compiler: Path) -> tuple[str | No
     kept.mkdir(exist_ok=True)
     text = kept / "module.hivm.opt.mlir"
     text.unlink(missing_ok=True)
-    command = [str(compiler / "bishengir-compile"), str(source), f"--target={TARGET}", *OPTIONS]
+    binary = "bishengir-compile" + ("-a5" if target == ASCEND_950 else "")
+    command = [str(compiler / binary), str(source), f"--target={target}", *OPTIONS]
     command += [f"--save-temps={kept}", "-o", str(out / f"{name}.o")]
     path = f"{compiler}{os.pathsep}{os.environ.get('PATH', '')}"
     done = subprocess.run(
@@ -184,7 +196,9 @@ _CAST = re.compile(
 
 def peaks(hivm: str) -> dict[str, int]:
     """The largest offset + size of each on-chip address space."""
-    constants = dict(re.findall(r"(%[\w]+) = arith\.constant (\d+) : i64", hivm))
+    constants = dict(
+        re.findall(r"(%[\w]+) = (?:arith\.constant |llvm\.mlir\.constant\()(\d+) : i64", hivm)
+    )
     found: dict[str, int] = {}
     for addresses, shape, dtype, space in _CAST.findall(hivm):
         size = _SIZES.get(dtype)
@@ -222,28 +236,43 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--compiler", type=Path, required=True)
     parser.add_argument("--only", default="")
+    parser.add_argument("--target", choices=(TARGET, ASCEND_950), default=TARGET)
     sets = {"variants": variants, "probe": probed, "combinations": combinations}
     parser.add_argument("--set", choices=sets, default="variants")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    fn = tiled_kernel
     for name, chosen in sets[given.set]().items():
         if not re.search(given.only, name):
             continue
-        result: dict[str, Any] = {"name": name}
-        name = re.sub(r"[ ,]+", "-", name)
-        try:
-            linalg, result["mode"] = to_linalg(fn, *signature(fn, chosen))
-        except Exception as error:  # the front end's own exceptions, one per unsupported construct
-            text = getattr(error, "stderr", b"") or str(error)
-            result["error"] = text.decode() if isinstance(text, bytes) else text
-            result["error"] = result["error"][-600:]
-        else:
-            hivm, errors = to_hivm(name, linalg, given.out, given.compiler)
-            (given.out / name / "variant.json").write_text(json.dumps(chosen))
-            result |= facts_of(hivm) if hivm else {"error": "; ".join(errors)[:400]}
+        result = one(name, chosen, given)
+        while "error" in result and given.target == ASCEND_950 and chosen["block_n"] > 16:
+            chosen = {**chosen, "block_n": chosen["block_n"] // 2}
+            result = one(name, chosen, given)
+        if given.target == ASCEND_950 and "error" not in result:
+            result = {"name": name, "keys": chosen["block_n"], "mixed": result["mixed"],
+                      "peaks": result["peaks"]}  # fmt: skip
         print(json.dumps(result, sort_keys=True), flush=True)
     return 0
+
+
+def one(name: str, chosen: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+    """What the compilers say of a variant."""
+    result: dict[str, Any] = {"name": name}
+    name = re.sub(r"[ ,]+", "-", name)
+    try:
+        linalg, result["mode"] = to_linalg(
+            tiled_kernel, *signature(tiled_kernel, chosen), named=given.target
+        )
+    except Exception as error:  # the front end's own exceptions, one per unsupported construct
+        text = getattr(error, "stderr", b"") or str(error)
+        result["error"] = text.decode() if isinstance(text, bytes) else text
+        result["error"] = result["error"][-600:]
+    else:
+        hivm, errors = to_hivm(name, linalg, given.out, given.compiler, given.target)
+        (given.out / name / "variant.json").write_text(json.dumps(chosen))
+        said = "; ".join(errors)[:400] or "no HIVM, and no reason given"
+        result |= facts_of(hivm) if hivm else {"error": said}
+    return result
 
 
 if __name__ == "__main__":

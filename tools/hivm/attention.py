@@ -139,11 +139,12 @@ class Launch:
         self.tensors = tensors or inputs(case)
         chosen, t = case.chosen, self.tensors
         self.dtype = _DTYPES[chosen["dtype"]]
+        self.out_dtype = _DTYPES[chosen.get("out", chosen["dtype"])]
         page = chosen.get("PAGE", 0)
         k, v = (self._paged(x) for x in (t.k, t.v)) if page else (t.k, t.v)
         b, sq, heads, dim = t.q.shape
         varlen = bool(chosen.get("VARLEN"))
-        self.out = _stored("out", np.full(t.q.shape, np.nan, np.float32), self.dtype)
+        self.out = _stored("out", np.full(t.q.shape, np.nan, np.float32), self.out_dtype)
         self.lse = _stored("lse", np.full((b, heads, sq), np.nan, np.float32), "f32")
         starts = [np.arange(b + 1) * n for n in (sq, t.k.shape[1])]
         used = [first + keys for _, first, keys in t.lengths]
@@ -158,7 +159,7 @@ class Launch:
         pointers: list[View] = []
         for name, given in zip(_POINTERS, tensors_, strict=True):
             if given is None:
-                buffer, kind = (self.out, self.dtype) if name == "out" else (self.lse, "f32")
+                buffer, kind = (self.out, self.out_dtype) if name == "out" else (self.lse, "f32")
             else:
                 buffer, kind = _stored(name, *given), given[1]
             pointers.append(_pointer(buffer, kind))
@@ -232,7 +233,9 @@ class Launch:
     def results(self) -> tuple[Array, Array]:
         """out [B, Sq, H, D] and lse [B, H, Sq], as stored."""
         shape = self.tensors.q.shape
-        out = View(self.out, 0, 0, (int(np.prod(shape)),), (1,), self.dtype).get().reshape(shape)
+        out = (
+            View(self.out, 0, 0, (int(np.prod(shape)),), (1,), self.out_dtype).get().reshape(shape)
+        )
         b, sq, heads, _ = shape
         return out, self.lse.data.view(np.float32).reshape(b, heads, sq)
 

@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from portattn.backends.ascend import launch_tiled, tiles
+from portattn.backends.ascend import launch_tiled, split_decode, tiles
 from portattn.backends.ascend.tiling_mask import tiling_mask
 from portattn.dispatch import registry
 from portattn.dispatch.device import Device
@@ -52,6 +52,32 @@ def test_whole_and_masked_blocks(case: Case, generator: torch.Generator) -> None
     t, problem = built.tensors, problem_of(built.tensors, built.options)
     call = backend.decode if problem.operation == "decode" else backend.forward
     out, lse = call(t, problem, BLOCKS)
+    check({"out": out, "lse": lse}, expected(t, built.options), torch.float32, case.name)
+
+
+LONG = [
+    cached("runs", 1, 150, 7, 64, 128, heads=4, kv_heads=1),
+    cached("runs behind leftpad", 1, 150, 100, 70, leftpad=True, batch_idx=True, sinks=True),
+    cached("runs of pages", 1, 200, 7, 64, page_size=32, heads=4, kv_heads=2),
+    cached("runs of pages, sinks", 1, 200, 0, 129, page_size=32, sinks=True),
+]
+
+
+@pytest.mark.parametrize("case", LONG, ids=lambda case: case.name)
+def test_runs_of_a_long_cache_are_put_together(
+    case: Case, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short runs, so that sequences end in different ones, and some have no key at all."""
+    backend = registry.load("ascend_tiled")
+    if "cpu" not in backend.capability.devices:
+        pytest.skip("Triton compiles for a GPU in this process; the interpreter is needed")
+    built = build(case, torch.float32, CPU, generator)
+    t, problem = built.tensors, problem_of(built.tensors, built.options)
+    whole = launch_tiled.programs(problem, BLOCKS)
+    monkeypatch.setattr(split_decode, "RUN", 64)
+    count = split_decode.runs(problem)
+    assert count >= 3 and launch_tiled.programs(problem, BLOCKS) == count * whole
+    out, lse = backend.decode(t, problem, BLOCKS)
     check({"out": out, "lse": lse}, expected(t, built.options), torch.float32, case.name)
 
 
