@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from portattn.cli.options import BackendOption, DeviceOption, DtypeName, device_of, dtype_of
+from portattn.cli.options import BackendOption, DtypeName, check_device, device_of, dtype_of
 from portattn.cli.output import JsonFlag, print_json, print_text
 from portattn.dispatch import profile as profiles
 from portattn.dispatch import select
@@ -17,6 +17,16 @@ from portattn.explain import as_dict, render
 
 OperationName = Literal["forward", "backward", "decode"]
 LayoutName = Literal["dense", "varlen", "cache"]
+
+
+def _described(device: str | None) -> str | None:
+    """The shipped profile that a device's name is, dashes or not; None for names of torch's."""
+    plain = (device or "").replace("-", "").lower()
+    return next((name for name in profiles.names() if name.replace("-", "") == plain), None)
+
+
+def _check_device(device: str | None) -> str | None:
+    return device if _described(device) else check_device(device)
 
 
 def explain(
@@ -43,7 +53,13 @@ def explain(
     dropout: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
     page_size: Annotated[int, typer.Option(min=0, help="0: the cache has no pages.")] = 0,
     backend: BackendOption = None,
-    device: DeviceOption = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="cpu, cuda:0, …; or hardware that isn't here by its profile, as ascend910b.",
+            callback=_check_device,
+        ),
+    ] = None,
     profile: Annotated[
         str | None, typer.Option(help="Another device's profile, by name or path.")
     ] = None,
@@ -99,6 +115,11 @@ def _show(
 def _target(
     device_name: str | None, profile_name: str | None
 ) -> tuple[Device, profiles.HardwareProfile | None]:
+    described = _described(device_name)
+    if described is not None:
+        if profile_name is not None and profile_name != described:
+            raise typer.BadParameter(f"--device {device_name} and --profile {profile_name}")
+        device_name, profile_name = None, described
     if profile_name is None:
         return device_of(device_name), None
     profile = profiles.resolve(profile_name)

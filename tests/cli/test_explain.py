@@ -68,3 +68,11 @@ def test_every_profile_can_be_asked_for_by_name(run_json: Any, name: str) -> Non
 def test_flags_describe_the_problem(run_json: Any, flags: list[str], shown: str) -> None:
     common = ("explain", "--device", "cpu", "--dtype", "float32", "--backend", "reference")
     assert shown in run_json(*common, *flags)["problem"]
+
+
+def test_a_device_that_is_not_here_is_explained_from_its_profile(run: Any) -> None:
+    told = run("explain", "--device", "ascend910b", "--causal")
+    assert told.exit_code == 0
+    assert "ascend-910b (huawei ascend910b), profile ascend-910b" in told.stdout
+    assert "torch-npu" in told.stdout
+    assert run("explain", "--device", "ascend910b", "--profile", "ascend-910b2").exit_code == 2

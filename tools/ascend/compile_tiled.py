@@ -188,6 +188,7 @@ def facts_of(hivm: str) -> dict[str, Any]:
 
 
 _SIZES = {"f16": 2, "bf16": 2, "f32": 4, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "i1": 1}
+_CONSTANT = re.compile(r"(%\w+) = (?:arith\.constant |llvm\.mlir\.constant\()(\d+) : i64")
 _CAST = re.compile(
     r"hivm\.hir\.pointer_cast\(([^)]*)\).*?memref<((?:\d+x)*)([a-z]\w*), (?:strided<[^>]*>, )?"
     r"#hivm\.address_space<(\w+)>"
@@ -196,19 +197,18 @@ _CAST = re.compile(
 
 def peaks(hivm: str) -> dict[str, int]:
     """The largest offset + size of each on-chip address space."""
-    constants = dict(
-        re.findall(r"(%[\w]+) = (?:arith\.constant |llvm\.mlir\.constant\()(\d+) : i64", hivm)
-    )
     found: dict[str, int] = {}
-    for addresses, shape, dtype, space in _CAST.findall(hivm):
-        size = _SIZES.get(dtype)
-        if size is None:
-            continue
-        for extent in filter(None, shape.split("x")):
-            size *= int(extent)
-        for address in addresses.replace(" ", "").split(","):
-            if address in constants:
-                found[space] = max(found.get(space, 0), int(constants[address]) + size)
+    for function in hivm.split("func.func @")[1:]:  # values are numbered anew in each
+        constants = dict(_CONSTANT.findall(function))
+        for addresses, shape, dtype, space in _CAST.findall(function):
+            size = _SIZES.get(dtype)
+            if size is None:
+                continue
+            for extent in filter(None, shape.split("x")):
+                size *= int(extent)
+            for address in addresses.replace(" ", "").split(","):
+                if address in constants:
+                    found[space] = max(found.get(space, 0), int(constants[address]) + size)
     return found
 
 

@@ -28,7 +28,7 @@ needs_compilers = pytest.mark.skipif(
 )
 
 
-def compiled(which: str, out: Path) -> dict[str, dict[str, Any]]:
+def compiled(which: str, out: Path, target: str = "Ascend910B2") -> dict[str, dict[str, Any]]:
     """What the compilers make of a set of variants, by name."""
     environment = {name: value for name, value in os.environ.items() if "INTERPRET" not in name}
     environment |= {
@@ -39,6 +39,7 @@ def compiled(which: str, out: Path) -> dict[str, dict[str, Any]]:
     }
     tool = str(ROOT / "tools" / "ascend" / "compile_tiled.py")
     command = [sys.executable, tool, str(out), "--compiler", str(COMPILER), "--set", which]
+    command += ["--target", target]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=800, env=environment
     )
@@ -50,6 +51,26 @@ def compiled(which: str, out: Path) -> dict[str, dict[str, Any]]:
 @needs_compilers
 def test_every_variant_becomes_what_is_committed(tmp_path: Path) -> None:
     assert compiled("variants", tmp_path) == TABLE["variants"]
+
+
+@needs_compilers
+def test_the_ascend_950_is_compiled_for_too(tmp_path: Path) -> None:
+    """With the most keys of a block that its planner accepts, and what it refuses."""
+    found = compiled("variants", tmp_path, "Ascend950PR_9589")
+    for facts in found.values():
+        facts.pop("error", None)  # texts that name this run's files
+    assert found == TABLE["ascend950"]
+
+
+def test_what_the_ascend_950_refuses_is_said() -> None:
+    """248 KiB of Unified Buffer and 512 KiB of L1, by its compiler's own messages."""
+    table = TABLE["ascend950"]
+    assert set(table) == set(TABLE["variants"])
+    assert [name for name, facts in table.items() if "keys" not in facts] == ["decode, pages of 16"]
+    for name, facts in table.items():
+        if "keys" in facts:
+            assert facts["mixed"] == ["mix_aic", "mix_aiv"]
+            assert facts["peaks"]["ub"] <= 248 * 1024 and facts["peaks"]["cbuf"] <= 512 * 1024, name
 
 
 @needs_compilers
