@@ -7,7 +7,8 @@ float32 and its lse_r; with m = max_r lse_r and a sink z,
     w_r = exp(lse_r - m)     out = sum_r w_r out_r / (sum_r w_r + exp(z - m))
 
 Where runs end depends on a sequence's own keys alone, and the sums are taken in their order, with
-exact zeros for runs without keys: bits don't depend on the batch or on the cache's room.
+exact zeros for runs without keys: bits don't depend on the batch, nor on further room of a cache
+that takes runs already.
 """
 
 from __future__ import annotations

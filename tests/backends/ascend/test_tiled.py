@@ -81,6 +81,28 @@ def test_runs_of_a_long_cache_are_put_together(
     check({"out": out, "lse": lse}, expected(t, built.options), torch.float32, case.name)
 
 
+def test_bits_of_a_sequence_in_runs_do_not_depend_on_its_batch_or_on_more_room(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = registry.load("ascend_tiled")
+    if "cpu" not in backend.capability.devices:
+        pytest.skip("Triton compiles for a GPU in this process; the interpreter is needed")
+    built = build(LONG[0], torch.float32, CPU, generator)
+    t, problem = built.tensors, problem_of(built.tensors, built.options)
+    assert t.seqused_k is not None
+    monkeypatch.setattr(split_decode, "RUN", 64)
+    all_of_it = backend.decode(t, problem, BLOCKS)
+    room = torch.nn.functional.pad
+    wide = replace(
+        t, q=t.q[:1], seqused_k=t.seqused_k[:1],
+        k=room(t.k[:1], (0, 0, 0, 0, 0, 100)), v=room(t.v[:1], (0, 0, 0, 0, 0, 100)),
+    )  # fmt: skip
+    alone = replace(problem, batch=1, seqlen_k=wide.k.shape[1])
+    assert split_decode.runs(alone) > split_decode.runs(problem)
+    for one, several in zip(backend.decode(wide, alone, BLOCKS), all_of_it, strict=True):
+        assert torch.equal(one[0], several[0])
+
+
 def test_every_masked_block_is_a_window_of_the_mask() -> None:
     """Rows and keys of a masked block are at most the mask's side together, at every legal size."""
     sizes = tiles.KERNELS["forward"]
