@@ -1,7 +1,12 @@
 """SmolLM2-135M on a CPU: tokens a second with portattn and with torch's SDPA, interleaved.
 
-Prefill of a context and then a run of decoded tokens, in turn for each; medians over the rounds.
-Every token of both must be the same.
+Each peer reads the context once; then every token is decoded by each peer in turn, in an order that
+rotates, over the same weights in memory. Medians; every token of all must be the same.
+
+portattn    as `portattn generate` runs it: its attention, and its cache that appends in place
+sdpa        transformers' attention and cache
+attention   portattn's attention with transformers' cache
+cache       transformers' attention with portattn's cache
 
     python benchmarks/generate_cpu.py [--contexts 128 8192] [--output benchmarks/results/x.json]
 """
@@ -21,46 +26,63 @@ from portattn.cli.environment import record
 from portattn.integrations import models
 from portattn.integrations import transformers as integration
 
-PEERS = ("portattn", "sdpa")
+# The attention function, and whether the cache is portattn's.
+PEERS = {
+    "portattn": ("portattn", True),
+    "sdpa": ("sdpa", False),
+    "attention": ("portattn", False),
+    "cache": ("sdpa", True),
+}
 
 
-def decode(
-    network: Any, context: torch.Tensor, tokens: int
-) -> tuple[float, list[float], list[int]]:
-    """(seconds of the prefill, seconds of each further token, the tokens), greedy."""
-    times, chosen = [], []
-    with torch.no_grad():
+class Generation:
+    """One peer's greedy generation, and how long each of its steps took."""
+
+    def __init__(self, network: Any, grows: bool) -> None:
+        from portattn.integrations.transformers.growing_cache import GrowingCache
+
+        self.network = network
+        self.cache = GrowingCache(network.config) if grows else None
+        self.times: list[float] = []
+        self.chosen: list[int] = []
+
+    def step(self, tokens: torch.Tensor) -> None:
+        """Read tokens [1, n] and choose the next."""
         start = time.perf_counter()
-        result = network(input_ids=context, use_cache=True, logits_to_keep=1)
-        prefill = time.perf_counter() - start
-        for _ in range(tokens):
-            token = result.logits[:, -1:].argmax(-1)
-            chosen.append(int(token))
-            start = time.perf_counter()
-            result = network(
-                input_ids=token, past_key_values=result.past_key_values, use_cache=True
-            )
-            times.append(time.perf_counter() - start)
-    return prefill, times, chosen
+        result = self.network(
+            input_ids=tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1
+        )
+        self.times.append(time.perf_counter() - start)
+        self.cache = result.past_key_values
+        self.chosen.append(int(result.logits[0, -1].argmax()))
 
 
-def measure(networks: dict[str, Any], length: int, tokens: int, rounds: int) -> dict[str, Any]:
-    """One context length: rates by peer."""
+def measure(networks: dict[str, Any], length: int, tokens: int, peers: list[str]) -> dict[str, Any]:
+    """One context length: rates by peer, and the median of their ratios step by step."""
     generator = torch.Generator().manual_seed(length)
     context = torch.randint(1000, 40000, (1, length), generator=generator)
-    prefills: dict[str, list[float]] = {peer: [] for peer in networks}
-    steps: dict[str, list[float]] = {peer: [] for peer in networks}
-    answers: dict[str, list[int]] = {}
-    for _ in range(rounds):
-        for peer, network in networks.items():
-            prefill, times, answers[peer] = decode(network, context, tokens)
-            prefills[peer].append(prefill)
-            steps[peer] += times
+    runs = {name: Generation(networks[PEERS[name][0]], PEERS[name][1]) for name in peers}
+    with torch.no_grad():
+        for run in runs.values():
+            run.step(context)
+        for number in range(tokens):
+            turn = number % len(peers)
+            for name in peers[turn:] + peers[:turn]:
+                runs[name].step(torch.tensor([[runs[name].chosen[-1]]]))
+    times = {name: run.times[1:] for name, run in runs.items()}
+    ratios = {
+        f"of_{name}": statistics.median(
+            other / own for other, own in zip(times[name], times["portattn"], strict=True)
+        )
+        for name in peers
+        if name != "portattn"
+    }
     return {
         "context": length,
-        "same_tokens": len({tuple(answer) for answer in answers.values()}) == 1,
-        "tokens_per_second": {p: 1 / statistics.median(t) for p, t in steps.items()},
-        "prefill_seconds": {p: statistics.median(t) for p, t in prefills.items()},
+        "same_tokens": len({tuple(run.chosen) for run in runs.values()}) == 1,
+        "tokens_per_second": {name: 1 / statistics.median(t) for name, t in times.items()},
+        "prefill_seconds": {name: run.times[0] for name, run in runs.items()},
+        **ratios,
     }
 
 
@@ -68,23 +90,29 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 8192])
-    parser.add_argument("--tokens", type=int, default=24)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--peers", choices=[*PEERS], nargs="+", default=[*PEERS])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     integration.register()
     networks = {
-        peer: models.load_model(dtype=getattr(torch, options.dtype), attn_implementation=peer)[0]
-        for peer in PEERS
+        name: models.load_model(dtype=getattr(torch, options.dtype), attn_implementation=name)[0]
+        for name in ("portattn", "sdpa")
     }
+    # Two copies of the weights need not lie equally well in memory.
+    networks["sdpa"].load_state_dict(networks["portattn"].state_dict(), assign=True)
+    networks["sdpa"].tie_weights()
     rows = []
     for length in options.contexts:
-        rows.append(measure(networks, length, options.tokens, options.rounds))
-        print(json.dumps(rows[-1]))
+        rows.append(measure(networks, length, options.tokens, options.peers))
+        print(json.dumps(rows[-1]), flush=True)
     if options.output:
-        result = {**record(torch.device("cpu")), "dtype": options.dtype, "rows": rows}
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+        about = {**record(torch.device("cpu")), "dtype": options.dtype, "threads": options.threads}
+        text = json.dumps({**about, "rows": rows}, indent=1)
+        options.output.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -69,6 +69,8 @@ def address(folder: Path) -> int:
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-c", RUN, str(folder), "-q", "-x", "-p", "no:cacheprovider"]
+    # What pytest captures is lost when a sanitizer ends the process, and its report with it.
+    command.append("--capture=no")
     return subprocess.run(
         [*command, "-k", CASES, str(TESTS)], cwd=ROOT, env=environment, check=False
     ).returncode

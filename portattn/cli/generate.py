@@ -17,6 +17,7 @@ from portattn.dispatch.select import Decision
 from portattn.explain import record
 from portattn.integrations import models
 from portattn.integrations import transformers as integration
+from portattn.integrations.transformers import NAME
 
 
 class Stream:
@@ -183,7 +184,7 @@ def _answer(
     if cp > 1:
         _answer_spread(network, inputs, options)
     elif kept is None:
-        network.generate(**inputs, **options)
+        network.generate(**inputs, **options, **_cache_of(network))
     else:
         kept.generate(inputs, options)
 
@@ -199,6 +200,19 @@ def _answer_spread(network: Any, inputs: Any, options: dict[str, Any]) -> None:
     with spread(network):
         cache = SpreadCache(network.config, parallel)
         network.generate(**inputs, **options, past_key_values=cache)
+
+
+def _cache_of(network: Any) -> dict[str, Any]:
+    """A cache that appends in place, on a CPU and with portattn; else transformers' own.
+
+    On a GPU the room that it keeps may be what is missing, and a copy costs little there.
+    """
+    plain = network._supports_default_dynamic_cache() and not network.config.is_encoder_decoder
+    if network.device.type != "cpu" or network.config._attn_implementation != NAME or not plain:
+        return {}
+    from portattn.integrations.transformers.growing_cache import GrowingCache
+
+    return {"past_key_values": GrowingCache(network.config.get_text_config(decoder=True))}
 
 
 def _rate(times: list[float]) -> float | None:

@@ -109,6 +109,7 @@ static inline int64_t place_of(const chunk *c, int64_t n) {
 static void find_keys(chunk *c) {
     const pa_forward_args *f = c->f;
     const int64_t size = bytes_of(f->kv_dtype), count = c->count;
+    if (!count) return; /* An array of no elements is undefined. */
     const char *found[2][count];
     int64_t k, v, even = count;
     for (int64_t j = 0; j < count; j += even) {
