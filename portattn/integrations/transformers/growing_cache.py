@@ -35,6 +35,7 @@ class GrowingLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         views, buffers = self._views, self._buffers
+        assert self.keys is not None and self.values is not None
         held = self.keys.size(-2) if self.keys.numel() else 0
         end = held + key_states.size(-2)
         if (
@@ -88,5 +89,6 @@ class GrowingCache(DynamicCache):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config=config)
         self.layers = [
-            GrowingLayer() if type(layer) is DynamicLayer else layer for layer in self.layers
+            GrowingLayer() if type(layer) is DynamicLayer else layer  # type: ignore[no-untyped-call]
+            for layer in self.layers
         ]
