@@ -11,6 +11,8 @@ dense      beside pages (where portattn reads those): the same memory as one cac
 varlen     as packed keys; what of_dense and of_varlen lack to 1 is what pages cost
 
     python benchmarks/cpu_decode.py [--output benchmarks/results/cpu-decode.json] [--plot x.png]
+
+--limit starts no case after so many seconds; the result says how many are missing.
 """
 
 from __future__ import annotations
@@ -59,15 +61,15 @@ class Case:
         return 2 * self.batch * self.keys * self.kv_heads * self.head_dim * size
 
 
-def cases() -> list[Case]:
+def cases(counts: Sequence[int]) -> list[Case]:
     """The lengths for the picture, then every other dimension from one middle point."""
     found = [
         Case(dtype, 1, keys, 32, 8, 128, threads)
-        for threads in (1, 2)
+        for threads in counts
         for dtype in ("bfloat16", "float32")
         for keys in (1024, 4096, 16384, 32768, 131072)
     ]
-    for threads in (1, 2):
+    for threads in counts:
         found += [
             Case("float16", 1, 32768, 32, 8, 128, threads),
             Case("bfloat16", 1, 32768, 8, 8, 128, threads),
@@ -165,16 +167,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--threads", type=int, nargs=2, default=[1, 2])
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds")
     arguments = parser.parse_args()
-    results = []
-    for case in cases():
+    results: list[dict[str, Any]] = []
+    chosen, end = cases(arguments.threads), time.perf_counter() + arguments.limit
+    for case in chosen:
+        if time.perf_counter() > end:
+            break
         results.append(measure(case))
         print(json.dumps(results[-1]), flush=True)
     compiled = library.load()
     assert compiled is not None
     about = {**record(torch.device("cpu")), "kernel": library.variant(compiled)}
     if arguments.output is not None:
-        text = json.dumps({**about, "rounds": ROUNDS, "results": results}, indent=2)
+        text = json.dumps(
+            {**about, "rounds": ROUNDS, "missing": len(chosen) - len(results), "results": results},
+            indent=2,
+        )
         arguments.output.write_text(text + "\n", encoding="utf-8")
     if arguments.plot is not None:
         plot(results, arguments.plot)
@@ -188,8 +198,9 @@ def plot(results: Sequence[dict[str, Any]], file: Path) -> None:
     from matplotlib import pyplot
 
     lines = [item for item in results if "sdpa" in item["gb_per_s"]]
-    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), sharex=True)
-    panels = [(dtype, threads) for dtype in ("bfloat16", "float32") for threads in (1, 2)]
+    counts = sorted({item["case"]["threads"] for item in results})
+    figure, axes = pyplot.subplots(2, len(counts), figsize=(10, 7), sharex=True)
+    panels = [(dtype, threads) for dtype in ("bfloat16", "float32") for threads in counts]
     for axis, (dtype, threads) in zip(axes.flat, panels, strict=True):
         shown = [
             item

@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,30 +50,41 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-amx", action="store_true")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--limit", type=float, default=float("inf"), help="start no row after it")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    rows = []
-    for dtype in (torch.float32, torch.bfloat16):
-        for length in given.lengths:
-            rows.append(forward_row(given, dtype, length, 128, True))
-        for dim, causal in ((64, True), (256, True), (128, False)):
-            rows.append(forward_row(given, dtype, 2048, dim, causal))
-        rows.append(layout_row(given, dtype))
-        for length in (512, 2048):
-            rows.append(backward_row(given, dtype, length))
+    end = time.perf_counter() + given.limit
+    chosen, rows = calls(given), []
+    for call in chosen:
+        if time.perf_counter() > end:
+            break
+        rows.append(call())
     result = {
         **record(torch.device("cpu")),
         "command": " ".join(["python", "benchmarks/cpu_prefill.py", *sys.argv[1:]]),
         "threads": given.threads,
         "heads": [HEADS, KV_HEADS],
+        "missing": len(chosen) - len(rows),
         "rows": rows,
     }
     if given.output is not None:
         given.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if given.plot is not None:
         plot(rows, given.plot)
+
+
+def calls(given: argparse.Namespace) -> list[Callable[[], dict[str, Any]]]:
+    """What makes each row, of both dtypes in turn, so that a limit leaves out the longest."""
+    dtypes = (torch.float32, torch.bfloat16)
+    forward, backward = partial(forward_row, given), partial(backward_row, given)
+    found: list[Callable[[], dict[str, Any]]] = [partial(layout_row, given, d) for d in dtypes]
+    found += [partial(backward, dtype, length) for length in (512, 2048) for dtype in dtypes]
+    for dim, causal in ((64, True), (256, True), (128, False)):
+        found += [partial(forward, dtype, 2048, dim, causal) for dtype in dtypes]
+    found += [partial(forward, d, length, 128, True) for length in given.lengths for d in dtypes]
+    return found
 
 
 def tile_variants(given: argparse.Namespace, dtype: torch.dtype) -> list[str]:

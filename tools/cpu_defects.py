@@ -76,8 +76,20 @@ DEFECTS = (
     Defect(
         "partial results not rescaled",
         "decode.c",
-        "const double weight = exp2(from->top[x * stride + r] - base);",
+        "const double weight = part_top == base ? 1.0 : exp2(part_top - base);",
         "const double weight = 1.0;",
+    ),
+    Defect(
+        "the rows of two streams read as they lie",
+        "decode.c",
+        "found[x] + place_of(c, n), GRAIN",
+        "found[x] + n, GRAIN",
+    ),
+    Defect(
+        "rows behind two streams read from the front",
+        "decode.c",
+        "memcpy(to + 2 * c->half, found[x] + 2 * c->half,",
+        "memcpy(to + 2 * c->half, found[x],",
     ),
     Defect(
         "sum of a chunk not rescaled",
@@ -237,6 +249,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="only these defects")
     names = parser.parse_args().names
+    for defect in DEFECTS:
+        changed(defect)
     chosen = [defect for defect in DEFECTS if not names or defect.name in names]
     with tempfile.TemporaryDirectory(prefix="portattn-defects-") as name:
         folder = Path(name)
@@ -257,16 +271,20 @@ def tell(defect: Defect, folder: Path) -> bool:
     return found
 
 
+def changed(defect: Defect) -> str:
+    """The defect's file with it. Raises LookupError when the right line isn't there once."""
+    text = (build.SOURCES / defect.file).read_text(encoding="utf-8")
+    if text.count(defect.right) != 1:
+        raise LookupError(f"{defect.name}: {defect.file} has {defect.right!r} not exactly once")
+    return text.replace(defect.right, defect.wrong)
+
+
 def caught(defect: Defect, folder: Path, files: Sequence[str]) -> bool:
-    """Whether a test fails with the defect. Raises LookupError when its line isn't there once."""
+    """Whether a test fails with the defect."""
     sources = folder / "csrc"
     shutil.rmtree(sources, ignore_errors=True)
     shutil.copytree(build.SOURCES, sources)
-    file = sources / defect.file
-    text = file.read_text(encoding="utf-8")
-    if text.count(defect.right) != 1:
-        raise LookupError(f"{defect.name}: {defect.file} has {defect.right!r} not exactly once")
-    file.write_text(text.replace(defect.right, defect.wrong), encoding="utf-8")
+    (sources / defect.file).write_text(changed(defect), encoding="utf-8")
     library = folder / "library"
     # One optimisation level lower compiles in half the time.
     program = (
