@@ -29,6 +29,7 @@ print(len(waits.places), "bounded", waits.stuck())
 """
 
 STUCK = """
+import sys
 import torch
 from pathlib import Path
 from importlib.util import module_from_spec, spec_from_file_location
@@ -38,12 +39,13 @@ from portattn.dispatch.backend import AttentionTensors
 from portattn.dispatch.problem import AttentionProblem
 
 text = Path(forward.__file__).read_text()
-arrival = "        mbarrier.arrive(bar.k_free.index(s), count=1)\\n"
+arrival = "\\n        mbarrier.arrive(bar.k_free.index(s), count=1)\\n"  # of whole tiles
 assert text.count(arrival) == 1
 path = Path({folder!r}) / "without_an_arrival.py"
-path.write_text(text.replace(arrival, ""))
+path.write_text(text.replace(arrival, "\\n"))
 spec = spec_from_file_location("without_an_arrival", path)
 faulty = module_from_spec(spec)
+sys.modules[spec.name] = faulty
 spec.loader.exec_module(faulty)
 q = torch.randn(1, 1024, 1, 64, device="cuda", dtype=torch.float16)
 problem = AttentionProblem("forward", "dense", q.dtype, 1, 1024, 1024, 1, 1, 64, 64, 0.125)
