@@ -90,7 +90,7 @@ def calls(given: argparse.Namespace) -> list[Callable[[], dict[str, Any]]]:
 def tile_variants(given: argparse.Namespace, dtype: torch.dtype) -> list[str]:
     """The instruction sets to run, the best last; AMX multiplies bfloat16 only."""
     amx = dtype == torch.bfloat16 and not given.no_amx
-    return [v for v in variants() if v != "sse42" and (v != "amx" or amx)]
+    return [v for v in variants() if v != "sse4" and (v != "amx" or amx)]
 
 
 def forward_row(

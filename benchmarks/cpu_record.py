@@ -51,7 +51,7 @@ def _failed(
         line += ["--plot", str(given.folder / f"{name}.png")]
     if command[0] != "generate_cpu.py":
         # The last case to start needs time as well.
-        line += ["--limit", str(0.75 * seconds)]
+        line += ["--limit", str(0.6 * seconds)]
     try:
         code = subprocess.run(line, cwd=HERE.parent, timeout=seconds, check=False).returncode
     except subprocess.TimeoutExpired:
