@@ -43,7 +43,19 @@ LARGE = (
         leftpad=True,
         batch_idx=True,
     ),
-    cached("pages", 3, 1100, 5, heads=12, kv_heads=4, head_dim=64, page_size=16, causal=True),
+    cached(
+        "pages",
+        3,
+        1100,
+        5,
+        70,
+        heads=12,
+        kv_heads=4,
+        head_dim=64,
+        page_size=16,
+        causal=True,
+        leftpad=True,
+    ),
     dense("strided", 2, 2, 600, heads=3, kv_heads=3, strides="sliced"),
 )
 FITTING = [
