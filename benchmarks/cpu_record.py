@@ -30,13 +30,13 @@ def main() -> int:
     prefill = ("cpu_prefill.py", "--threads", few)
     # Share of the time, the file's name, whether there is a plot, and the command.
     parts = [
-        (0.37, "cpu-decode", True, ("cpu_decode.py", "--threads", few, many)),
-        (0.22, "cpu-prefill", True, prefill),
-        (0.15, "cpu-prefill-no-amx", False, (*prefill, "--no-amx")),
+        (0.24, "cpu-decode", True, ("cpu_decode.py", "--threads", few, many)),
+        (0.24, "cpu-prefill", True, prefill),
+        (0.20, "cpu-prefill-no-amx", False, (*prefill, "--no-amx")),
     ]
     if not given.without_generate:
         peers = ("--peers", "portattn", "sdpa", "--tokens", "48", "--threads", few)
-        parts.append((0.26, "cpu-generate", False, ("generate_cpu.py", *peers)))
+        parts.append((0.32, "cpu-generate", False, ("generate_cpu.py", *peers)))
     whole = sum(part[0] for part in parts)
     return sum(_failed(given, share / whole, *part) for share, *part in parts)
 
@@ -51,7 +51,7 @@ def _failed(
         line += ["--plot", str(given.folder / f"{name}.png")]
     if command[0] != "generate_cpu.py":
         # The last case to start needs time as well.
-        line += ["--limit", str(0.6 * seconds)]
+        line += ["--limit", str(0.75 * seconds)]
     try:
         code = subprocess.run(line, cwd=HERE.parent, timeout=seconds, check=False).returncode
     except subprocess.TimeoutExpired:
