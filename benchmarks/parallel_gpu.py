@@ -22,6 +22,7 @@ import datetime
 import json
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -225,8 +226,6 @@ def compare(
         )
     want = plain().float()
     forms = {label: partial(ours, plan) for label, plan in plans.items()}
-    if bench.options.aside:
-        forms |= {f"{label} aside": partial(aside, bench, call) for label, call in forms.items()}
     for label, form in forms.items():
         for way in ("", " graph") if bench.options.graphs else ("",):
             call: Call = form
@@ -247,16 +246,6 @@ def compare(
             hidden[f"hidden {label}"] = 1 - exposed / times["all-reduce" + way]
     pieces = [blocks[0].rows for blocks in plans["portattn"].pieces]
     return {"pieces": str(pieces), **times, **hidden}
-
-
-def aside(bench: Bench, call: Call) -> Tensor:
-    """A call, or its capture, whose flags are waited for beside the products."""
-    summing = tensor._symmetric(bench.group, bench.device)
-    summing.waits_aside = True
-    try:
-        return call()
-    finally:
-        summing.waits_aside = False
 
 
 def links(bench: Bench) -> None:
@@ -401,7 +390,7 @@ def timeline(bench: Bench) -> None:
                 for _ in range(2):
                     made()
                 torch.cuda.synchronize()
-            trace = Path(f"/tmp/trace-{bench.rank}.json")
+            trace = Path(tempfile.gettempdir()) / f"trace-{bench.rank}.json"
             seen.export_chrome_trace(str(trace))
             events = [
                 event
@@ -470,7 +459,6 @@ def main() -> None:
     parser.add_argument("--tokens", nargs="*", type=int, default=[2048, 4096, 8192, 16384, 32768])
     parser.add_argument("--pieces", nargs="*", default=[], help="such as 1,1,0.5, beside our own")
     parser.add_argument("--graphs", action="store_true", help="also replayed from CUDA graphs")
-    parser.add_argument("--aside", action="store_true", help="also with flags waited for aside")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument(
         "--what",

@@ -48,11 +48,9 @@ class SymmetricSum:
         # Captured graphs go on using the memory that they were captured with.
         self._memories: list[Tensor] = []
         self._views: list[_View] = []
-        self._send, self._told, self._fetch, self._came = (
-            torch.cuda.Stream(device, priority=-1) for _ in range(4)
+        self._send, self._told, self._fetch = (
+            torch.cuda.Stream(device, priority=-1) for _ in range(3)
         )
-        # Whether flags are waited for beside the products' stream, which then waits for an event.
-        self.waits_aside = False
 
     def fill(
         self, out: Tensor, rows: Callable[[slice], Tensor], weight: Tensor, plan: BlockPlan
@@ -63,7 +61,7 @@ class SymmetricSum:
         """
         views = self._reserve(plan, out)
         main = torch.cuda.current_stream(self._device)
-        streams = (self._send, self._told, self._fetch, self._came)
+        streams = (self._send, self._told, self._fetch)
         for stream in streams:
             stream.wait_stream(main)
         kept = []
@@ -101,11 +99,8 @@ class SymmetricSum:
         main, here = torch.cuda.current_stream(self._device), views[self._rank]
         mine = out[block.start : block.stop]
         first = block.start - plan.span(self._rank).start
-        waiting = self._came if self.waits_aside else main
         for source in self._others():
-            _await(waiting, here.given(source, block.piece))
-        if self.waits_aside:
-            main.wait_event(self._came.record_event())
+            _await(main, here.given(source, block.piece))
         parts = [here.rows(here.part(source, mine, first), mine) for source in self._others()]
         total = parts[0]
         if len(parts) > 1:
